@@ -1,0 +1,1 @@
+//! What ctl, proxy, bench and supervisor speak to a member with: endpoints, balancing, calls.

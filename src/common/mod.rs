@@ -1,0 +1,9 @@
+//! What every part shares: ids, revisions, key ranges, the error catalogue, Go's durations, URLs, versions.
+
+pub mod answer;
+pub mod failure;
+pub mod go_duration;
+pub mod ids;
+pub mod key_range;
+pub mod revision;
+pub mod version;

@@ -1,0 +1,1 @@
+//! etcdctl: one file a command, one file an output format.

@@ -1,0 +1,40 @@
+//! Durable files: what a log and a checkpoint need of a disk, real and simulated.
+//!
+//! Nothing here knows what a file means. Errors are plain `io::Error`; whoever knows the file's purpose adds its name.
+
+use std::io;
+use std::path::Path;
+
+/// A directory tree that survives crashes as far as it was synced.
+pub trait Disk: Send + Sync {
+    /// Creates a file of mode 0600 that must not exist, open for reading and writing.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn File>>;
+    /// Opens an existing file for reading and writing.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn File>>;
+    /// Renames within one file system, replacing `to`. Durable after `sync_dir` of the parent.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Unlinks a file. Durable after `sync_dir` of the parent.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Creates a directory of mode 0700 and its parents; existing ones are fine.
+    fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Makes creations, renames and unlinks in `path` durable.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// Names in a directory, sorted.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+    fn exists(&self, path: &Path) -> io::Result<bool>;
+}
+
+/// An open file, positioned by the caller.
+pub trait File: Send {
+    /// Reads until `buffer` is full or the file ends: the number of bytes read.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Writes all of `bytes`, growing the file where needed. Durable after `sync_data`.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Cuts or grows the file (with zeros).
+    fn set_len(&mut self, len: u64) -> io::Result<()>;
+    /// Reserves space up to `len` and makes it read as zeros.
+    fn allocate(&mut self, len: u64) -> io::Result<()>;
+    fn len(&self) -> io::Result<u64>;
+    /// fdatasync.
+    fn sync_data(&mut self) -> io::Result<()>;
+}

@@ -1,0 +1,1 @@
+//! What clients see: gRPC services, HTTP endpoints.

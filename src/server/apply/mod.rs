@@ -1,0 +1,1 @@
+//! The apply thread: committed entries in order, into the state, deterministically.

@@ -1,0 +1,1 @@
+//! How a member starts: from its log, as part of a new cluster, or as one that joins.

@@ -1,0 +1,1 @@
+//! One configuration from flags, environment and defaults.

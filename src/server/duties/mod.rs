@@ -1,0 +1,1 @@
+//! What one member does unasked: auto-compaction, quota, cluster version.

@@ -1,0 +1,1 @@
+//! Which leases exist and which keys they hold, as the log says.

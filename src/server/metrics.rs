@@ -1,0 +1,1 @@
+//! The registry behind /metrics, under etcd's names.

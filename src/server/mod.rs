@@ -1,0 +1,19 @@
+//! The server: one member of a cluster.
+
+pub mod api;
+pub mod apply;
+pub mod bootstrap;
+pub mod checkpoint;
+pub mod cluster;
+pub mod config;
+pub mod duties;
+pub mod lease;
+pub mod metrics;
+pub mod mvcc;
+pub mod peer;
+pub mod propose;
+pub mod raft;
+pub mod read;
+pub mod run;
+pub mod snapshot;
+pub mod waiters;

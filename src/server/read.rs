@@ -1,0 +1,1 @@
+//! The read barrier: one ReadIndex for all who wait, then a view.

@@ -1,0 +1,1 @@
+//! Composition root: puts a member together, starts it, stops it in order.

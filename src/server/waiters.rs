@@ -1,0 +1,1 @@
+//! Who waits for which proposal's outcome.

@@ -1,0 +1,1 @@
+//! goreman and beyond: Procfile stacks.
