@@ -4,6 +4,7 @@ pub mod client;
 pub mod common;
 pub mod ctl;
 pub mod disk;
+pub mod program;
 pub mod proto;
 pub mod server;
 pub mod supervisor;

