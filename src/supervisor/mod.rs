@@ -1,1 +1,269 @@
-//! goreman and beyond: Procfile stacks.
+//! goreman and beyond: the processes of a Procfile, started, shown, controlled and stopped.
+//!
+//! ```text
+//!  flags ─▶ procfile + environment ─▶ slots ─▶ supervise (the one loop) ─▶ exit code
+//!                                                 ▲  ▲  ▲        │
+//!          child: shell, group, pipe, exit ───────┘  │  │        ├─▶ output: lines with prefixes, one writer
+//!          control: requests over goreman's RPC ─────┘  │        └─▶ guardian: kills what is left when we are gone
+//!          signals ─────────────────────────────────────┘
+//! ```
+//!
+//! Under the name goreman the bytes and exit codes are goreman's; as `quorate supervisor` its defects are mended
+//! (supervisor.md 1.17): colours only on a terminal, failures in the exit code, everything stopped at once.
+
+pub mod child;
+pub mod control;
+pub mod dotenv;
+pub mod environment;
+pub mod flags;
+pub mod guardian;
+pub mod output;
+pub mod process;
+pub mod procfile;
+pub mod supervise;
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use crate::common::version::QUORATE_VERSION;
+use crate::program::Manner;
+use crate::supervisor::control::Verb;
+use crate::supervisor::environment::Links;
+use crate::supervisor::flags::FlagExit;
+use crate::supervisor::flags::Flags;
+use crate::supervisor::guardian::Guardian;
+use crate::supervisor::output::Look;
+use crate::supervisor::output::Output;
+use crate::supervisor::output::Prefix;
+use crate::supervisor::process::Process;
+use crate::supervisor::procfile::Entry;
+use crate::supervisor::supervise::Ended;
+use crate::supervisor::supervise::Rules;
+use crate::supervisor::supervise::Slot;
+use crate::supervisor::supervise::Supervisor;
+
+/// goreman's release whose manners these are.
+const GOREMAN_VERSION: &str = "0.3.19";
+/// Ports of neighbouring processes differ by this.
+const PORT_STEP: u64 = 100;
+/// Requests that wait for the loop. Full means that callers wait.
+const REQUESTS_MAX: usize = 10;
+/// How long the last answers may take to leave before we end.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// A command line that cannot be understood.
+const EXIT_USAGE: u8 = 2;
+
+/// An error and the exit code it ends with.
+type Failed = (String, u8);
+
+/// Runs the supervisor's command line to its end.
+pub fn main(words: Vec<OsString>, manner: Manner) -> ExitCode {
+    let words: Vec<String> = words.into_iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    if words.first().is_some_and(|word| word == guardian::WORD) {
+        guardian::run(words.get(1).map(PathBuf::from));
+        return ExitCode::SUCCESS;
+    }
+    let program = match manner {
+        Manner::Original => std::env::args().next().unwrap_or_else(|| "goreman".to_owned()),
+        Manner::Native => "quorate supervisor".to_owned(),
+    };
+    let rpc_port = std::env::var("GOREMAN_RPC_PORT").ok();
+    let (flags, rest) = match Flags::parse(&words, rpc_port.as_deref()) {
+        Ok(parsed) => parsed,
+        Err(FlagExit::Listing) => {
+            eprint!("{}", flags::listing(&program));
+            return ExitCode::SUCCESS;
+        }
+        Err(FlagExit::Wrong(text)) => {
+            eprint!("{text}\n{}", flags::listing(&program));
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match dispatch(&flags, &rest, manner) {
+        Ok(code) => code,
+        Err((text, code)) => {
+            let head = if text.starts_with("chdir ") && manner == Manner::Original { "goreman" } else { &program };
+            eprintln!("{head}: {text}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn dispatch(flags: &Flags, rest: &[String], manner: Manner) -> Result<ExitCode, Failed> {
+    if !flags.basedir.is_empty() {
+        std::env::set_current_dir(&flags.basedir)
+            .map_err(|error| (format!("chdir {}: {}", flags.basedir, procfile::os_reason(&error)), 1))?;
+    }
+    let task = rest.first().map(String::as_str);
+    match (task, rest.get(1..).unwrap_or_default()) {
+        (Some("check"), _) => check(flags),
+        (Some("version"), _) => {
+            say(&match manner {
+                Manner::Original => format!("{GOREMAN_VERSION}\n"),
+                Manner::Native => format!("{QUORATE_VERSION} (goreman {GOREMAN_VERSION})\n"),
+            });
+            Ok(ExitCode::SUCCESS)
+        }
+        (Some("start"), names) => start(flags, names, manner),
+        (Some("run"), [command, names @ ..]) => run(flags, command, names),
+        (Some("help"), _) | (None, _) => Ok(usage(manner, ExitCode::SUCCESS)),
+        (Some(word), _) if manner == Manner::Native => {
+            eprintln!("quorate supervisor: unknown task \"{word}\"");
+            Ok(usage(manner, ExitCode::from(EXIT_USAGE)))
+        }
+        _ => Ok(usage(manner, ExitCode::SUCCESS)),
+    }
+}
+
+fn usage(manner: Manner, code: ExitCode) -> ExitCode {
+    eprint!("{}", flags::usage(manner));
+    code
+}
+
+fn say(text: &str) {
+    // A reader that has gone wants no more text.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn read_procfile(flags: &Flags) -> Result<Vec<Entry>, Failed> {
+    procfile::read(&flags.procfile).map_err(|error| (error.to_string(), 1))
+}
+
+fn check(flags: &Flags) -> Result<ExitCode, Failed> {
+    let mut names: Vec<String> = read_procfile(flags)?.into_iter().map(|entry| entry.name).collect();
+    names.sort_unstable();
+    say(&format!("valid procfile detected ({})\n", names.join(", ")));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run(flags: &Flags, command: &str, names: &[String]) -> Result<ExitCode, Failed> {
+    let address = std::env::var("GOREMAN_RPC_SERVER").unwrap_or_else(|_| format!("127.0.0.1:{}", flags.port));
+    let text = control::client::call(&address, Verb::from_word(command), names).map_err(|error| (error, 1))?;
+    say(&text);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start(flags: &Flags, names: &[String], manner: Manner) -> Result<ExitCode, Failed> {
+    let entries = select(read_procfile(flags)?, names, manner)?;
+    let is_set = |key: &str| std::env::var_os(key).is_some();
+    let extra = environment::load(&flags.env, manner, &is_set).map_err(|error| (error, 1))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| (format!("cannot start: {error}"), 1))?;
+    let ended = runtime.block_on(supervise(flags, entries, extra.into_iter().collect(), manner))?;
+    match ended {
+        Ended { fatal: Some(words), .. } => Err((words, 1)),
+        Ended { deaf: true, .. } => Ok(ExitCode::FAILURE),
+        // goreman ends well whatever its children did.
+        Ended { failures: true, .. } if manner == Manner::Native => Ok(ExitCode::FAILURE),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// The entries that were asked for, in the order in which they were; all of them when none was.
+fn select(entries: Vec<Entry>, names: &[String], manner: Manner) -> Result<Vec<Entry>, Failed> {
+    if manner == Manner::Native {
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = entries.iter().find(|entry| !seen.insert(entry.name.as_str())) {
+            return Err((format!("process \"{}\" stands twice in the Procfile", twice.name), 1));
+        }
+    }
+    if names.is_empty() {
+        return Ok(entries);
+    }
+    let find = |name: &String| {
+        let entry = entries.iter().find(|entry| entry.name == *name).cloned();
+        entry.ok_or_else(|| (format!("unknown proc: {name}"), 1))
+    };
+    names.iter().map(find).collect()
+}
+
+async fn supervise(
+    flags: &Flags,
+    entries: Vec<Entry>,
+    extra: Vec<(String, String)>,
+    manner: Manner,
+) -> Result<Ended, Failed> {
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |error: std::io::Error| (format!("{what}: {}", procfile::os_reason(&error)), 1)
+    };
+    let listener = listen(flags, &extra, manner).await?;
+    let program = std::env::current_exe().map_err(failed("cannot find myself"))?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let links = Links::make(&program, &path).map_err(failed("cannot offer myself as etcd"))?;
+    let guardian = Guardian::start(&program, links.as_ref().map(|links| links.dir.as_path()));
+    let guardian = guardian.map_err(failed("cannot start my guardian"))?;
+    let search_path = environment::search_path(&path, &program, links.as_ref());
+    let slots = make_slots(flags, entries, &extra, &search_path, manner);
+    let (output, output_ended) = Output::start(std::io::stdout());
+    let (request, requests) = mpsc::channel(REQUESTS_MAX);
+    let server = listener.map(|listener| tokio::spawn(control::server::serve(listener, request)));
+    let rules = Rules { manner, exit_on_error: flags.exit_on_error, exit_on_stop: flags.exit_on_stop };
+    let supervisor = Supervisor::new(rules, slots, output, guardian);
+    let ended = supervisor.run(requests, output_ended).await.map_err(failed("cannot catch signals"))?;
+    if let Some(server) = server {
+        // Answers first, then the end (supervisor.md 6, trap 21).
+        let _ = tokio::time::timeout(FAREWELL, server).await;
+    }
+    Ok(ended)
+}
+
+/// The control listener. goreman goes on without a word when the port is taken; natively that is an error.
+async fn listen(flags: &Flags, extra: &[(String, String)], manner: Manner) -> Result<Option<TcpListener>, Failed> {
+    if !flags.rpc_server {
+        return Ok(None);
+    }
+    let from_files = || extra.iter().find(|(key, _)| key == "GOREMAN_RPC_ADDR").map(|(_, value)| value.clone());
+    let host = std::env::var("GOREMAN_RPC_ADDR").ok().or_else(from_files);
+    // Not goreman's 0.0.0.0: anyone who reaches the port controls the processes.
+    let host = host.unwrap_or_else(|| "127.0.0.1".to_owned());
+    let host = if host.is_empty() { "0.0.0.0".to_owned() } else { host };
+    let address = format!("{host}:{}", flags.port);
+    match (TcpListener::bind(&address).await, manner) {
+        (Ok(listener), _) => Ok(Some(listener)),
+        (Err(_), Manner::Original) => Ok(None),
+        (Err(error), Manner::Native) => {
+            let reason = procfile::os_reason(&error);
+            Err((
+                format!("cannot listen for control on {address}: {reason} (another supervisor? -p chooses a port)"),
+                1,
+            ))
+        }
+    }
+}
+
+fn make_slots(
+    flags: &Flags,
+    entries: Vec<Entry>,
+    extra: &[(String, String)],
+    search_path: &str,
+    manner: Manner,
+) -> Vec<Slot> {
+    let terminal = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let look = Look { manner, time: flags.logtime, colour: manner == Manner::Original || terminal };
+    let width = entries.iter().map(|entry| output::name_width(manner, &entry.name)).max().unwrap_or_default();
+    let mut seen = BTreeSet::new();
+    let slot = |entry: Entry| {
+        let port = flags.base_port.saturating_add(PORT_STEP * entry.place as u64);
+        let greeting = flags.set_ports.then(|| format!("Starting {} on port {port}", entry.name));
+        let mut environment = extra.to_vec();
+        environment.push(("PATH".to_owned(), search_path.to_owned()));
+        if flags.set_ports {
+            environment.push(("PORT".to_owned(), port.to_string()));
+        }
+        let prefix = Prefix::new(look, entry.place, &entry.name, width);
+        let shadowed = !seen.insert(entry.name.clone());
+        let mut slot = Slot::new(Process::new(entry.name, greeting), entry.command, environment, prefix);
+        slot.shadowed = shadowed;
+        slot
+    };
+    entries.into_iter().map(slot).collect()
+}

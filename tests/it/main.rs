@@ -8,5 +8,6 @@ mod differential_gen;
 mod fixtures;
 mod mixed;
 mod oracle;
+mod supervisor;
 mod support;
 mod tidy;
