@@ -309,3 +309,177 @@ impl<F: Fn(Stored)> Writer<F> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::sync::mpsc::Receiver;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::proto::mvccpb::KeyValue;
+    use crate::server::checkpoint::Buckets;
+    use crate::server::checkpoint::Record;
+    use crate::server::checkpoint::memory::MemoryCheckpoint;
+
+    /// A flusher with its reports in channels.
+    struct Bench {
+        flusher: Arc<Flusher>,
+        stored: Receiver<Stored>,
+        failures: Receiver<String>,
+        metrics: CheckpointMetrics,
+    }
+
+    fn start(checkpoint: impl Checkpoint + 'static) -> Bench {
+        let metrics = CheckpointMetrics::register(&prometheus::Registry::new());
+        let (stored_in, stored) = mpsc::channel();
+        let (failures_in, failures) = mpsc::channel();
+        let on_stored = move |report| stored_in.send(report).unwrap_or_default();
+        let on_failure = move |failure: Failure| failures_in.send(failure.to_string()).unwrap_or_default();
+        let flusher = Flusher::start(Box::new(checkpoint), metrics.clone(), on_stored, on_failure).unwrap();
+        Bench { flusher: Arc::new(flusher), stored, failures, metrics }
+    }
+
+    fn batch(index: u64, value_bytes: usize) -> Batch {
+        let revision = Revision::new(index as i64, 0);
+        let value = Bytes::from(vec![1; value_bytes]);
+        let kv = KeyValue { key: "k".into(), mod_revision: revision.main, value, ..Default::default() };
+        let records = vec![Record { revision, tombstone: false, kv }];
+        Batch { records, applied: Applied { index, term: 1, ..Default::default() }, ..Default::default() }
+    }
+
+    fn index(checkpoint: &MemoryCheckpoint) -> u64 {
+        checkpoint.buckets().unwrap().1.index
+    }
+
+    /// A checkpoint whose every write waits for a word on a channel, or panics when nobody can send one any more.
+    struct Gated {
+        inner: MemoryCheckpoint,
+        gate: Receiver<()>,
+    }
+
+    impl Checkpoint for Gated {
+        fn write(&mut self, batch: &Batch) -> Result<Arc<dyn Tables>, Failure> {
+            self.gate.recv().expect("the gate is held open");
+            self.inner.write(batch)
+        }
+        fn tables(&self) -> Result<Arc<dyn Tables>, Failure> {
+            self.inner.tables()
+        }
+        fn buckets(&self) -> Result<(Buckets, Applied), Failure> {
+            self.inner.buckets()
+        }
+        fn file_bytes(&self) -> u64 {
+            self.inner.file_bytes()
+        }
+    }
+
+    #[test]
+    fn flush_now_returns_when_everything_is_durable() {
+        let disk = MemoryCheckpoint::new();
+        let bench = start(disk.clone());
+        bench.flusher.flush_now().unwrap();
+        for index in 2..20 {
+            bench.flusher.submit(batch(index, 10));
+        }
+        bench.flusher.flush_now().unwrap();
+        assert_eq!(index(&disk), 19);
+        let last = bench.stored.try_iter().last().unwrap();
+        assert_eq!((last.applied.index, last.up_to), (19, Some(Revision::new(19, 0))));
+        assert!(last.tables.record(Revision::new(2, 0)).unwrap().is_some());
+    }
+
+    #[test]
+    fn size_alone_and_age_alone_start_a_write() {
+        let bench = start(MemoryCheckpoint::new());
+        bench.flusher.submit(batch(2, FLUSH_BYTES));
+        assert_eq!(bench.stored.recv().unwrap().applied.index, 2);
+        bench.flusher.submit(batch(3, 1));
+        let report = bench.stored.recv().unwrap();
+        assert_eq!((report.applied.index, report.previous_index), (3, 2), "the commit before this one");
+        bench.flusher.submit(batch(4, 1));
+        bench.flusher.flush_soon();
+        assert_eq!(bench.stored.recv().unwrap().applied.index, 4);
+    }
+
+    #[test]
+    fn a_full_backlog_makes_submit_wait() {
+        let (open, gate) = mpsc::channel();
+        let bench = start(Gated { inner: MemoryCheckpoint::new(), gate });
+        bench.flusher.submit(batch(2, BACKLOG_BYTES_MAX + 1));
+        let (done_in, done) = mpsc::channel();
+        let flusher = Arc::clone(&bench.flusher);
+        let waiter = thread::spawn(move || {
+            flusher.submit(batch(3, 1));
+            done_in.send(()).unwrap();
+        });
+        while bench.metrics.backlog_waits.get() == 0 {
+            thread::yield_now();
+        }
+        assert!(done.try_recv().is_err(), "the backlog is full until the gate opens");
+        open.send(()).unwrap();
+        done.recv().unwrap();
+        waiter.join().unwrap();
+        open.send(()).unwrap();
+        bench.flusher.stop().unwrap();
+        assert_eq!(bench.metrics.backlog_bytes.get(), 0);
+    }
+
+    #[test]
+    fn the_first_failure_is_told_once_and_ends_all_writing() {
+        let disk = MemoryCheckpoint::new();
+        disk.fail_after(1);
+        let bench = start(disk.clone());
+        bench.flusher.submit(batch(2, 1));
+        bench.flusher.flush_now().unwrap();
+        bench.flusher.submit(batch(3, 1));
+        let refusal = bench.flusher.flush_now().unwrap_err().to_string();
+        assert!(refusal.contains("simulated disk failure"), "{refusal}");
+        for index in 4..10 {
+            bench.flusher.submit(batch(index, BACKLOG_BYTES_MAX));
+        }
+        assert!(bench.flusher.stop().is_err());
+        assert_eq!(bench.failures.iter().take(2).count(), 1);
+        assert_eq!(index(&disk), 2);
+    }
+
+    #[test]
+    fn a_panic_of_the_thread_is_a_failure() {
+        let (open, gate) = mpsc::channel();
+        let bench = start(Gated { inner: MemoryCheckpoint::new(), gate });
+        bench.flusher.submit(batch(2, 1));
+        drop(open);
+        assert!(bench.flusher.flush_now().is_err());
+        let failure = bench.failures.recv().unwrap();
+        assert!(failure.contains("panicked: the gate is held open"), "{failure}");
+    }
+
+    #[test]
+    fn a_swap_drops_what_waits_for_the_old_checkpoint() {
+        let (old, new) = (MemoryCheckpoint::new(), MemoryCheckpoint::new());
+        new.clone().write(&batch(50, 1)).unwrap();
+        let bench = start(old.clone());
+        bench.flusher.submit(batch(2, 1));
+        bench.flusher.swap(Box::new(new.clone())).unwrap();
+        bench.flusher.flush_now().unwrap();
+        bench.flusher.submit(batch(51, 1));
+        bench.flusher.flush_now().unwrap();
+        assert_eq!((index(&old), index(&new)), (0, 51));
+        assert_eq!(bench.stored.recv().unwrap().previous_index, 50);
+    }
+
+    #[test]
+    fn a_stop_writes_what_waits_and_a_drop_does_not() {
+        for (stop, expected) in [(true, 2), (false, 0)] {
+            let disk = MemoryCheckpoint::new();
+            let bench = start(disk.clone());
+            bench.flusher.submit(batch(2, 1));
+            if stop {
+                bench.flusher.stop().unwrap();
+            }
+            drop(bench);
+            assert_eq!(index(&disk), expected);
+        }
+    }
+}
