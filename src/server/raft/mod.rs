@@ -23,3 +23,4 @@ pub mod mailbox;
 pub mod metrics;
 pub mod node;
 pub mod state_machine;
+pub mod wal;
