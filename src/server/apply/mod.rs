@@ -1,1 +1,14 @@
 //! The apply thread: committed entries in order, into the state, deterministically.
+//!
+//! ```text
+//!  raft ──commit──▶ queue ──▶ thread ──▶ decode ──▶ machine ──▶ kv · txn · lease · alarm · cluster
+//!                               │  1 publish the View   2 answer waiters   3 events
+//!                               └──▶ flusher (a Batch with the applied index)
+//! ```
+//!
+//! `machine` is the state and what an entry does to it: no threads, no clock, so that a simulator can run it. `thread`
+//! feeds it and does what it asks for, through the traits in `ports`.
+
+pub mod alarm;
+pub mod decode;
+pub mod quota;
