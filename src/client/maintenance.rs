@@ -1,0 +1,34 @@
+//! Calls of the maintenance service. Each concerns the one member that answers, so clients for them have one endpoint.
+
+use super::CallError;
+use super::Client;
+use super::Deadline;
+use super::call::Method;
+use crate::proto::etcdserverpb::AlarmRequest;
+use crate::proto::etcdserverpb::AlarmResponse;
+use crate::proto::etcdserverpb::HashKvRequest;
+use crate::proto::etcdserverpb::HashKvResponse;
+use crate::proto::etcdserverpb::StatusRequest;
+use crate::proto::etcdserverpb::StatusResponse;
+use crate::proto::etcdserverpb::alarm_request::AlarmAction;
+
+const ALARM_LIST: Method = Method::read("/etcdserverpb.Maintenance/Alarm");
+const STATUS: Method = Method::read("/etcdserverpb.Maintenance/Status");
+const HASH_KV: Method = Method::read("/etcdserverpb.Maintenance/HashKV");
+
+impl Client {
+    /// All alarms of all members.
+    pub async fn alarm_list(&self, deadline: Deadline) -> Result<AlarmResponse, CallError> {
+        let request = AlarmRequest { action: AlarmAction::Get.into(), ..AlarmRequest::default() };
+        self.unary(&ALARM_LIST, request, deadline).await
+    }
+
+    pub async fn status(&self, deadline: Deadline) -> Result<StatusResponse, CallError> {
+        self.unary(&STATUS, StatusRequest {}, deadline).await
+    }
+
+    /// The hash over all keys at `revision`; 0 is the latest.
+    pub async fn hash_kv(&self, revision: i64, deadline: Deadline) -> Result<HashKvResponse, CallError> {
+        self.unary(&HASH_KV, HashKvRequest { revision }, deadline).await
+    }
+}
