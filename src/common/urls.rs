@@ -108,9 +108,7 @@ impl Url {
 
     pub fn address(&self) -> Address {
         match self.scheme {
-            Scheme::Http | Scheme::Https => {
-                Address::Tcp { host: self.host().to_owned(), port: self.port().to_owned() }
-            }
+            Scheme::Http | Scheme::Https => Address::Tcp { host: self.host().to_owned(), port: self.port().to_owned() },
             Scheme::Unix | Scheme::Unixs => Address::Unix(PathBuf::from(format!("{}{}", self.authority, self.path))),
         }
     }

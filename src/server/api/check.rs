@@ -41,12 +41,8 @@ pub fn range_stream(request: &RangeRequest) -> Result<(), tonic::Status> {
     if !by_key || request.sort_order == SortOrder::Descend as i32 {
         return Err(tonic::Status::new(Code::Unimplemented, "RangeStream does not support custom sort orders"));
     }
-    let bounds = [
-        request.min_mod_revision,
-        request.max_mod_revision,
-        request.min_create_revision,
-        request.max_create_revision,
-    ];
+    let bounds =
+        [request.min_mod_revision, request.max_mod_revision, request.min_create_revision, request.max_create_revision];
     if bounds.iter().any(|bound| *bound != 0) {
         return Err(tonic::Status::new(Code::Unimplemented, "RangeStream does not support revision filters"));
     }

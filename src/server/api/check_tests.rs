@@ -91,7 +91,8 @@ fn puts_are_checked_key_value_lease() {
 
 #[test]
 fn txn_shapes_are_checked_in_etcds_order() {
-    let check = |request: TxnRequest, expected: Result<(), Answer>| assert_eq!(txn(&request, 2), expected, "{request:?}");
+    let check =
+        |request: TxnRequest, expected: Result<(), Answer>| assert_eq!(txn(&request, 2), expected, "{request:?}");
     let three = vec![range_op("a", false), range_op("b", false), range_op("c", false)];
     check(branches(three.clone(), Vec::new()), Err(Answer::TooManyOps));
     check(branches(Vec::new(), three), Err(Answer::TooManyOps));
