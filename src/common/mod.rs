@@ -5,5 +5,7 @@ pub mod failure;
 pub mod go_duration;
 pub mod ids;
 pub mod key_range;
+pub mod logging;
 pub mod revision;
+pub mod urls;
 pub mod version;

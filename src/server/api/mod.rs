@@ -1,1 +1,43 @@
-//! What clients see: gRPC services, HTTP endpoints.
+//! What clients see: gRPC services and HTTP endpoints on one port.
+//!
+//! ```text
+//!  listener ──▶ sniff ──HTTP/2──▶ interceptors ──▶ kv · cluster · maintenance · health_service ──▶ Backend
+//!                 └────HTTP/1.1─▶ http ──▶ /health /livez /readyz /version /metrics /debug/vars
+//! ```
+//!
+//! Nothing here decides what a request means: it checks shape, limits and the caller, and asks the `Backend`.
+
+pub mod backend;
+pub mod body;
+pub mod check;
+pub mod cluster;
+pub mod ending;
+pub mod header;
+pub mod health_service;
+pub mod http;
+pub mod http_health;
+pub mod interceptors;
+pub mod kv;
+pub mod listener;
+pub mod maintenance;
+pub mod methods;
+pub mod metrics;
+pub mod range_stream;
+pub mod server;
+pub mod services;
+pub mod socket;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
+use tonic::Status;
+
+/// What a gRPC message may have above the limit of a request: room for the rest of the envelope (server.md 0.2).
+pub const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
+
+/// The answer of a method that etcd has and this release does not.
+pub(crate) fn not_served(method: &str) -> Status {
+    Status::unimplemented(format!("quorate: {method} is not served by this release"))
+}

@@ -1,0 +1,118 @@
+//! What the API needs from the member behind it, and nothing more.
+//!
+//! The composition root implements it over propose, read, the views and the cluster; tests over a map.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::common::answer::Answer;
+use crate::common::ids::ClusterId;
+use crate::common::ids::MemberId;
+use crate::proto::etcdserverpb::AlarmMember;
+use crate::proto::etcdserverpb::AlarmRequest;
+use crate::proto::etcdserverpb::AlarmResponse;
+use crate::proto::etcdserverpb::CompactionRequest;
+use crate::proto::etcdserverpb::CompactionResponse;
+use crate::proto::etcdserverpb::DeleteRangeRequest;
+use crate::proto::etcdserverpb::DeleteRangeResponse;
+use crate::proto::etcdserverpb::HashKvResponse;
+use crate::proto::etcdserverpb::HashResponse;
+use crate::proto::etcdserverpb::Member;
+use crate::proto::etcdserverpb::PutRequest;
+use crate::proto::etcdserverpb::PutResponse;
+use crate::proto::etcdserverpb::RangeRequest;
+use crate::proto::etcdserverpb::RangeResponse;
+use crate::proto::etcdserverpb::TxnRequest;
+use crate::proto::etcdserverpb::TxnResponse;
+use crate::server::raft::state_machine::RaftStatus;
+
+/// Who this member is. Fixed for its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub member: MemberId,
+    pub cluster: ClusterId,
+    pub name: String,
+}
+
+/// Limits of requests (server.md 12).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of one proposal; a gRPC message may have `api::MESSAGE_OVERHEAD_BYTES` more.
+    pub request_bytes_max: usize,
+    /// Compares, then-operations and else-operations of a transaction, each; shared with its nested ones.
+    pub txn_ops_max: usize,
+    /// As given: 0 is the default quota, negative is none.
+    pub quota_backend_bytes: i64,
+    /// RT: 5 s and two election timeouts.
+    pub request_timeout: Duration,
+    pub election_timeout: Duration,
+    /// A unary request that takes longer is logged; zero never.
+    pub slow_request: Duration,
+}
+
+/// Bytes of the store as clients see them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreSizes {
+    pub allocated: i64,
+    pub in_use: i64,
+}
+
+/// A view of the store that does not change while it is held, for reads of more than one step.
+///
+/// Holders take a new one at least every 5 s (DESIGN.md 4). Every call may read the disk and is made on a blocking thread.
+pub trait Snapshot: Send + Sync {
+    /// The revision it was taken at.
+    fn revision(&self) -> i64;
+    /// The whole range pipeline (server.md 3.3). The header carries the revision only.
+    fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Answer>;
+    /// A transaction that `is_read_only`.
+    fn txn(&self, request: &TxnRequest) -> Result<TxnResponse, Answer>;
+}
+
+/// The member behind the API. Answers carry `header.revision` only: the API fills the rest.
+///
+/// A failure (disk, corruption) stops the node in the implementation and reaches the caller as `Answer::Stopped`.
+#[tonic::async_trait]
+pub trait Backend: Send + Sync + 'static {
+    fn identity(&self) -> &Identity;
+    fn limits(&self) -> &Limits;
+
+    fn raft_status(&self) -> RaftStatus;
+    fn applied_index(&self) -> u64;
+    /// The newest revision that reads see.
+    fn revision(&self) -> i64;
+    /// Never below -1, which means never compacted.
+    fn compact_revision(&self) -> i64;
+    fn sizes(&self) -> StoreSizes;
+    /// Every alarm of the cluster, as applied here.
+    fn alarms(&self) -> Vec<AlarmMember>;
+    /// All members as applied here, sorted by id.
+    fn members(&self) -> Vec<Member>;
+    fn is_learner(&self) -> bool;
+    /// `x.y.z`; `None` until decided.
+    fn cluster_version(&self) -> Option<String>;
+    /// `x.y.z`; `None` when the store does not say.
+    fn storage_version(&self) -> Option<String>;
+
+    /// Waits until reads here see everything that was acknowledged anywhere before the call; at most RT.
+    async fn read_barrier(&self) -> Result<(), Answer>;
+    /// What reads see now.
+    fn snapshot(&self) -> Arc<dyn Snapshot>;
+
+    /// Called before a write is checked: refuses and raises NOSPACE when `cost` bytes would not fit the quota.
+    async fn check_quota(&self, cost: u64) -> Result<(), Answer>;
+    async fn put(&self, request: PutRequest) -> Result<PutResponse, Answer>;
+    async fn delete_range(&self, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, Answer>;
+    async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, Answer>;
+    /// `physical` returns when this member has deleted everything and made it durable; it also waits for a compaction in
+    /// flight when the answer is `Compacted` (server.md 3.8).
+    async fn compact(&self, request: CompactionRequest) -> Result<CompactionResponse, Answer>;
+    async fn alarm(&self, request: AlarmRequest) -> Result<AlarmResponse, Answer>;
+
+    /// Hash of the key space at a revision (server.md 3.9).
+    async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer>;
+    /// Hash of everything stored.
+    async fn hash(&self) -> Result<HashResponse, Answer>;
+    /// Makes everything applied durable in the checkpoint. Nothing has to be defragmented (DESIGN.md 4).
+    async fn flush(&self) -> Result<(), Answer>;
+}

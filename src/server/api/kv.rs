@@ -1,0 +1,157 @@
+//! The KV service: checks, barriers and routing. What a request means is decided by the store.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tonic::Request;
+use tonic::Response;
+use tonic::Status;
+
+use crate::common::answer::Answer;
+use crate::proto::etcdserverpb::CompactionRequest;
+use crate::proto::etcdserverpb::CompactionResponse;
+use crate::proto::etcdserverpb::DeleteRangeRequest;
+use crate::proto::etcdserverpb::DeleteRangeResponse;
+use crate::proto::etcdserverpb::PutRequest;
+use crate::proto::etcdserverpb::PutResponse;
+use crate::proto::etcdserverpb::RangeRequest;
+use crate::proto::etcdserverpb::RangeResponse;
+use crate::proto::etcdserverpb::TxnRequest;
+use crate::proto::etcdserverpb::TxnResponse;
+use crate::proto::etcdserverpb::kv_server::Kv;
+use crate::server::api::backend::Backend;
+use crate::server::api::check;
+use crate::server::api::header;
+use crate::server::api::metrics::RequestMetrics;
+use crate::server::api::range_stream::RangeStream;
+
+/// A range of at most this many keys is read on the socket's thread: moving it costs more than reading it.
+const INLINE_KEYS_MAX: i64 = 16;
+
+/// Serves KV over the member behind it.
+#[derive(Clone)]
+pub struct KvService {
+    backend: Arc<dyn Backend>,
+    metrics: RequestMetrics,
+}
+
+impl KvService {
+    pub fn new(backend: Arc<dyn Backend>, metrics: RequestMetrics) -> KvService {
+        KvService { backend, metrics }
+    }
+
+    async fn read(&self, request: RangeRequest) -> Result<RangeResponse, Answer> {
+        if !request.serializable {
+            self.backend.read_barrier().await?;
+        }
+        let snapshot = self.backend.snapshot();
+        let small = request.range_end.is_empty() || (1..=INLINE_KEYS_MAX).contains(&request.limit);
+        let mut response = match small && request.sort_target == 0 {
+            true => snapshot.range(&request)?,
+            false => blocking(move || snapshot.range(&request)).await?,
+        };
+        response.header = header::complete(&*self.backend, response.header);
+        Ok(response)
+    }
+
+    async fn read_txn(&self, request: TxnRequest) -> Result<TxnResponse, Answer> {
+        if !check::is_serializable(&request) {
+            self.backend.read_barrier().await?;
+        }
+        let snapshot = self.backend.snapshot();
+        let mut response = blocking(move || snapshot.txn(&request)).await?;
+        response.header = header::complete(&*self.backend, response.header);
+        Ok(response)
+    }
+
+    async fn write_txn(&self, request: TxnRequest) -> Result<TxnResponse, Answer> {
+        let mut response = self.backend.txn(request).await?;
+        response.header = header::complete(&*self.backend, response.header);
+        Ok(response)
+    }
+}
+
+/// Runs a read that may go to the disk on a thread of its own.
+pub(crate) async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, Answer> + Send + 'static,
+) -> Result<T, Answer> {
+    tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| Err(Answer::Other("the read panicked".to_owned())))
+}
+
+#[tonic::async_trait]
+impl Kv for KvService {
+    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        let request = request.into_inner();
+        if self.backend.is_learner() && !request.serializable {
+            return Err(Answer::NotSupportedForLearner.into());
+        }
+        check::range(&request)?;
+        let start = Instant::now();
+        let result = self.read(request).await;
+        self.metrics.observe_range(start.elapsed(), result.is_ok());
+        Ok(Response::new(result?))
+    }
+
+    type RangeStreamStream = RangeStream;
+
+    async fn range_stream(&self, request: Request<RangeRequest>) -> Result<Response<RangeStream>, Status> {
+        let request = request.into_inner();
+        check::range_stream(&request)?;
+        if !request.serializable {
+            self.backend.read_barrier().await?;
+        }
+        Ok(Response::new(RangeStream::new(self.backend.clone(), request)))
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let request = request.into_inner();
+        let start = Instant::now();
+        // The quota comes before the shape (server.md 6.4).
+        self.backend.check_quota(check::put_cost(&request)).await?;
+        check::put(&request)?;
+        let result = self.backend.put(request).await;
+        self.metrics.observe("Put", start.elapsed(), result.is_ok());
+        let mut response = result?;
+        response.header = header::complete(&*self.backend, response.header);
+        Ok(Response::new(response))
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let request = request.into_inner();
+        check::delete_range(&request)?;
+        let start = Instant::now();
+        let result = self.backend.delete_range(request).await;
+        self.metrics.observe("DeleteRange", start.elapsed(), result.is_ok());
+        let mut response = result?;
+        response.header = header::complete(&*self.backend, response.header);
+        Ok(Response::new(response))
+    }
+
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let request = request.into_inner();
+        let start = Instant::now();
+        let cost = check::txn_cost(&request);
+        if cost > 0 {
+            self.backend.check_quota(cost).await?;
+        }
+        check::txn(&request, self.backend.limits().txn_ops_max)?;
+        let (kind, result) = match check::is_read_only(&request) {
+            true => ("ReadonlyTxn", self.read_txn(request).await),
+            false => ("Txn", self.write_txn(request).await),
+        };
+        self.metrics.observe(kind, start.elapsed(), result.is_ok());
+        Ok(Response::new(result?))
+    }
+
+    async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+        let start = Instant::now();
+        let result = self.backend.compact(request.into_inner()).await;
+        self.metrics.observe("Compaction", start.elapsed(), result.is_ok());
+        let mut response = result?;
+        response.header = header::complete(&*self.backend, response.header);
+        Ok(Response::new(response))
+    }
+}
