@@ -1,1 +1,0 @@
-//! Composition root: puts a member together, starts it, stops it in order.
