@@ -98,7 +98,9 @@ impl Record {
 
     /// CRC-32C of the storage key and the encoded pair, one behind the other: what etcd's hashes run over (server.md 3.9).
     pub fn crc(&self) -> u32 {
-        crc32c::crc32c_append(crc32c::crc32c(&self.storage_key()), &self.encoded())
+        let mark: &[u8] = if self.tombstone { b"t" } else { b"" };
+        let key = crc32c::crc32c_append(crc32c::crc32c(&self.revision.storage_key()), mark);
+        crc32c::crc32c_append(key, &self.encoded())
     }
 
     /// Length of what `crc` covers.

@@ -268,6 +268,9 @@ pub fn sync_parent(path: &Path) -> Result<(), Failure> {
 }
 
 #[cfg(test)]
+mod crash_tests;
+
+#[cfg(test)]
 mod tests {
     use std::ops::ControlFlow;
 

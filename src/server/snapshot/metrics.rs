@@ -5,7 +5,7 @@ use prometheus::HistogramOpts;
 use prometheus::Registry;
 
 /// Handles of the snapshot metrics; clones share them.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct SnapshotMetrics {
     /// Building an image of our own.
     pub build_seconds: Histogram,

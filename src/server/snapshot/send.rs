@@ -30,6 +30,7 @@ use crate::server::snapshot::ImageSource;
 use crate::server::snapshot::boltfile::writer::BoltWriter;
 use crate::server::snapshot::contents::Frozen;
 use crate::server::snapshot::contents::Part;
+use crate::server::snapshot::metrics::SnapshotMetrics;
 
 /// Bytes of pairs between two rests: a few milliseconds of work.
 const PACE_BYTES: u64 = 1 << 20;
@@ -107,18 +108,32 @@ impl Pace {
 }
 
 /// The newest images by snapshot index. A reader that has one open keeps it however many come after.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Images {
+    /// Where images are built: a file system with room for another copy of the data.
+    dir: PathBuf,
+    metrics: SnapshotMetrics,
     images: Mutex<BTreeMap<u64, Image>>,
 }
 
 impl Images {
-    pub fn new() -> Images {
-        Images::default()
+    /// No images yet; `dir` is the member's snapshot directory.
+    pub fn new(dir: &Path, metrics: SnapshotMetrics) -> Images {
+        Images { dir: dir.to_owned(), metrics, images: Mutex::default() }
+    }
+
+    /// Builds the image of a state and keeps it: the raft snapshot to send. As slow as `write_image`.
+    pub fn build(&self, state: &Frozen, v2_store_json: Bytes) -> Result<Snapshot, Failure> {
+        let timer = self.metrics.build_seconds.start_timer();
+        let image = write_image(state, &self.dir, v2_store_json)?;
+        timer.observe_duration();
+        let snapshot = image.snapshot.clone();
+        self.keep(image);
+        Ok(snapshot)
     }
 
     /// Keeps an image, in place of one of the same index and of the oldest beyond two.
-    pub fn keep(&self, image: Image) {
+    fn keep(&self, image: Image) {
         let index = index_of(&image.snapshot);
         let mut images = self.lock();
         images.insert(index, image);
@@ -163,17 +178,16 @@ mod tests {
     use crate::server::checkpoint::Buckets;
     use crate::server::checkpoint::memory::MemoryTables;
 
-    fn image(dir: &Path, index: u64) -> Image {
+    fn state(index: u64) -> Frozen {
         let conf_state = ConfState { voters: vec![1], ..Default::default() };
         let applied = Applied { index, term: 2, conf_state };
-        let state = Frozen { records: Arc::new(MemoryTables::of([])), buckets: Buckets::new(), applied };
-        write_image(&state, dir, Bytes::from_static(b"{}")).unwrap()
+        Frozen { records: Arc::new(MemoryTables::of([])), buckets: Buckets::new(), applied }
     }
 
     #[test]
     fn an_image_belongs_to_one_raft_snapshot_and_leaves_no_name() {
         let dir = tempfile::tempdir().unwrap();
-        let image = image(dir.path(), 9);
+        let image = write_image(&state(9), dir.path(), Bytes::from_static(b"{}")).unwrap();
         let metadata = image.snapshot.metadata.unwrap();
         assert_eq!((metadata.index, metadata.term), (9, 2));
         assert_eq!(metadata.conf_state.unwrap().voters, [1]);
@@ -185,15 +199,16 @@ mod tests {
     #[test]
     fn the_newest_images_are_kept_and_readers_do_not_disturb_each_other() {
         let dir = tempfile::tempdir().unwrap();
-        let images = Images::new();
+        let metrics = SnapshotMetrics::register(&prometheus::Registry::new());
+        let images = Images::new(dir.path(), metrics);
         assert!(images.newest().is_none());
         for index in [7, 5, 9] {
-            images.keep(image(dir.path(), index));
+            assert_eq!(index_of(&images.build(&state(index), Bytes::new()).unwrap()), index);
         }
         assert!(images.open(5).unwrap().is_none(), "the oldest index goes, not the first that came");
         assert_eq!(images.newest().map(|snapshot| index_of(&snapshot)), Some(9));
         let mut readers: Vec<Image> = (0..2).map(|_| images.open(7).unwrap().unwrap()).collect();
-        images.keep(image(dir.path(), 11));
+        images.build(&state(11), Bytes::new()).unwrap();
         assert!(images.open(7).unwrap().is_none());
         for reader in &mut readers {
             let mut bytes = Vec::new();

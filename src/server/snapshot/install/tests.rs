@@ -93,13 +93,17 @@ fn an_installed_image_is_the_live_database() {
 #[test]
 fn tables_of_the_old_database_stay_readable_after_an_install() {
     let member = member();
-    let old = RedbCheckpoint::open(&member.dir.path().join(DATABASE)).unwrap();
-    let tables = old.tables().unwrap();
+    let mut old = RedbCheckpoint::open(&member.dir.path().join(DATABASE)).unwrap();
+    let records = records(&mut Seed(1), 500, 2000);
+    let applied = Applied { index: 11, ..Default::default() };
+    let tables = old.write(&Batch { records: records.clone(), applied, ..Default::default() }).unwrap();
     member.prepare(25);
     member.installer.finish(25).unwrap();
     let new = RedbCheckpoint::open(&member.dir.path().join(DATABASE)).unwrap();
     drop(old);
-    assert_eq!(tables.record(Revision::new(2, 0)).unwrap(), None);
+    for record in &records {
+        assert_eq!(tables.record(record.revision).unwrap().as_ref(), Some(record));
+    }
     assert_eq!(new.applied().unwrap().index, 25);
 }
 
