@@ -23,3 +23,5 @@ pub mod mailbox;
 pub mod metrics;
 pub mod node;
 pub mod state_machine;
+#[cfg(test)]
+mod testing;
