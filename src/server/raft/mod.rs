@@ -23,4 +23,6 @@ pub mod mailbox;
 pub mod metrics;
 pub mod node;
 pub mod state_machine;
+#[cfg(test)]
+mod testing;
 pub mod wal;
