@@ -1,1 +1,399 @@
-//! The read barrier: one ReadIndex for all who wait, then a view.
+//! Linearizable reads: one read index for all who wait, then the applied index, then the newest view.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
+
+use bytes::Bytes;
+use prometheus::IntCounter;
+use tokio::sync::Notify;
+use tokio::sync::oneshot;
+
+use crate::common::answer::Answer;
+use crate::common::ids::RequestIds;
+use crate::server::apply::published::Published;
+use crate::server::mvcc::view::View;
+use crate::server::propose::RaftPort;
+use crate::server::waiters::Desk;
+use crate::server::waiters::RaftNow;
+
+/// A read index that was not confirmed in this time is asked for again, under a new context: the library drops requests
+/// silently while there is no leader (reliability.md R2).
+pub const READ_INDEX_RETRY: Duration = Duration::from_millis(500);
+
+/// Reads that wait for a read index. Full means clients are told that there are too many requests.
+pub const READS_MAX: usize = 65_536;
+
+/// Tells a read from when on this member's state is recent enough. Clones are the same reader.
+#[derive(Clone)]
+pub struct Reader {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// RT: 5 s and two election timeouts.
+    request_timeout: Duration,
+    retry: Duration,
+    ids: Arc<RequestIds>,
+    raft: Arc<dyn RaftPort>,
+    desk: Arc<Desk>,
+    published: Published,
+    /// Reads that take part in the next round.
+    next: Mutex<VecDeque<oneshot::Sender<Result<u64, Answer>>>>,
+    arrived: Notify,
+    metrics: ReadMetrics,
+}
+
+/// What a reader is made of.
+pub struct ReaderParts {
+    pub request_timeout: Duration,
+    /// `READ_INDEX_RETRY`, shorter in tests.
+    pub retry: Duration,
+    pub ids: Arc<RequestIds>,
+    pub raft: Arc<dyn RaftPort>,
+    pub desk: Arc<Desk>,
+    pub published: Published,
+    pub metrics: ReadMetrics,
+}
+
+impl Reader {
+    /// A reader whose `run` has to be spawned.
+    pub fn new(parts: ReaderParts) -> Reader {
+        let ReaderParts { request_timeout, retry, ids, raft, desk, published, metrics } = parts;
+        let (next, arrived) = (Mutex::default(), Notify::new());
+        let inner = Inner { request_timeout, retry, ids, raft, desk, published, next, arrived, metrics };
+        Reader { inner: Arc::new(inner) }
+    }
+
+    /// Returns when a read here sees everything that was acknowledged anywhere before the call.
+    pub async fn barrier(&self) -> Result<(), Answer> {
+        if self.inner.desk.is_stopped() {
+            return Err(Answer::Stopped);
+        }
+        // A lone voter that leads has nobody to ask: what it acknowledged, it had published.
+        if self.inner.raft.lone_leader() {
+            return Ok(());
+        }
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut next = self.lock();
+            // Callers that left still hold their place until the round ends; they make room here.
+            if next.len() >= READS_MAX {
+                next.retain(|sender| !sender.is_closed());
+            }
+            if next.len() >= READS_MAX {
+                return Err(Answer::TooManyRequests);
+            }
+            next.push_back(sender);
+        }
+        self.inner.arrived.notify_one();
+        let index = receiver.await.map_err(|_| Answer::Stopped)??;
+        self.wait_applied(index).await
+    }
+
+    /// Waits until this member has applied the log up to `index`; `Timeout` after RT.
+    pub async fn wait_applied(&self, index: u64) -> Result<(), Answer> {
+        if self.inner.desk.applied_index() >= index {
+            return Ok(());
+        }
+        let mut applied = self.inner.desk.watch_applied();
+        tokio::select! {
+            _ = applied.wait_for(|applied| *applied >= index) => Ok(()),
+            () = tokio::time::sleep(self.inner.request_timeout) => Err(Answer::Timeout),
+            () = self.inner.desk.until_stopped() => Err(Answer::Stopped),
+        }
+    }
+
+    /// The newest view of the store.
+    pub fn view(&self) -> Arc<View> {
+        self.inner.published.view()
+    }
+
+    /// Serves the reads that wait, round by round, until the member stops.
+    pub async fn run(self) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.inner.desk.until_stopped() => break,
+                () = self.inner.arrived.notified() => {}
+            }
+            // Taken before the index is asked for: whoever comes later waits for the next round (B24).
+            let round = std::mem::take(&mut *self.lock());
+            if round.is_empty() {
+                continue;
+            }
+            let result = self.read_index().await;
+            if result.is_err() {
+                self.inner.metrics.failed.inc();
+            }
+            for sender in round {
+                // A caller that left wants no word.
+                let _ = sender.send(result.clone());
+            }
+        }
+        for sender in std::mem::take(&mut *self.lock()) {
+            let _ = sender.send(Err(Answer::Stopped));
+        }
+    }
+
+    /// Asks raft for a read index until it answers, the leader changes, or RT passed.
+    async fn read_index(&self) -> Result<u64, Answer> {
+        let inner = &self.inner;
+        let mut raft = inner.desk.watch_raft();
+        let before = inner.desk.raft_now();
+        let deadline = Instant::now() + inner.request_timeout;
+        let mut index = inner.desk.open_read_round();
+        let mut terms_started = before.terms_started;
+        let leader_changed = |now: &RaftNow| now.leader_changes != before.leader_changes;
+        loop {
+            // A context is never used twice: a late answer to an old question must not confirm a new one (R1, B22).
+            let context = Bytes::copy_from_slice(&inner.ids.next().to_be_bytes());
+            inner.desk.add_read_context(context.clone());
+            inner.raft.read_index(context);
+            let retry = tokio::time::sleep(inner.retry);
+            tokio::pin!(retry);
+            let news = |now: &RaftNow| leader_changed(now) || now.terms_started != terms_started;
+            tokio::select! {
+                // A change of leader wins over an index that came with it (B23).
+                biased;
+                () = inner.desk.until_stopped() => return Err(Answer::Stopped),
+                now = raft.wait_for(news) => match now.map(|now| *now) {
+                    Ok(now) if leader_changed(&now) => return Err(Answer::LeaderChanged),
+                    Ok(now) => terms_started = now.terms_started,
+                    Err(_) => return Err(Answer::Stopped),
+                },
+                index = &mut index => {
+                    let index = index.map_err(|_| Answer::Stopped)?;
+                    return match leader_changed(&inner.desk.raft_now()) {
+                        true => Err(Answer::LeaderChanged),
+                        false => Ok(index),
+                    };
+                }
+                () = tokio::time::sleep_until(deadline.into()) => {
+                    tracing::warn!("timed out waiting for a read index, the network may be slow or cut off");
+                    inner.metrics.slow.inc();
+                    return Err(Answer::Timeout);
+                }
+                () = &mut retry => {}
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<oneshot::Sender<Result<u64, Answer>>>> {
+        self.inner.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What reading counts, by etcd's names.
+#[derive(Clone)]
+pub struct ReadMetrics {
+    slow: IntCounter,
+    failed: IntCounter,
+}
+
+impl ReadMetrics {
+    pub fn register(registry: &prometheus::Registry) -> ReadMetrics {
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help).expect("a valid name");
+            registry.register(Box::new(counter.clone())).expect("registered once");
+            counter
+        };
+        ReadMetrics {
+            slow: counter(
+                "etcd_server_slow_read_indexes_total",
+                "The total number of pending read indexes not in sync with leader's or timed out read index requests.",
+            ),
+            failed: counter("etcd_server_read_indexes_failed_total", "The total number of failed read indexes seen."),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::common::ids::ClusterId;
+    use crate::common::ids::MemberId;
+    use crate::proto::raftpb::ConfChange;
+    use crate::server::apply::alarm::AlarmsHandle;
+    use crate::server::apply::ports::Listener;
+    use crate::server::apply::quota::Space;
+    use crate::server::cluster::handle::ClusterHandle;
+    use crate::server::mvcc::testing::empty_views;
+    use crate::server::propose::Busy;
+    use crate::server::raft::state_machine::RaftStatus;
+    use crate::server::waiters::DeskMetrics;
+
+    /// Keeps the contexts that were asked for; the tests answer them.
+    #[derive(Default)]
+    struct FakeRaft {
+        asked: Mutex<Vec<Bytes>>,
+        lone: bool,
+    }
+
+    impl RaftPort for FakeRaft {
+        fn propose(&self, _request_id: u64, _data: Bytes) -> Result<(), Busy> {
+            Err(Busy)
+        }
+
+        fn propose_conf_change(&self, _request_id: u64, _change: ConfChange) -> Result<(), Busy> {
+            Err(Busy)
+        }
+
+        fn read_index(&self, context: Bytes) {
+            self.asked.lock().expect("no panic").push(context);
+        }
+
+        fn lone_leader(&self) -> bool {
+            self.lone
+        }
+    }
+
+    struct Bench {
+        reader: Reader,
+        raft: Arc<FakeRaft>,
+        desk: Arc<Desk>,
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+    const SHORT: Duration = Duration::from_millis(20);
+
+    fn bench(request_timeout: Duration, retry: Duration, lone: bool) -> Bench {
+        let registry = prometheus::Registry::new();
+        let desk = Arc::new(Desk::new(MemberId(1), 5, DeskMetrics::register(&registry)));
+        let raft = Arc::new(FakeRaft { lone, ..FakeRaft::default() });
+        let cluster = ClusterHandle::new(ClusterId(1), MemberId(1));
+        let reader = Reader::new(ReaderParts {
+            request_timeout,
+            retry,
+            ids: Arc::new(RequestIds::new(MemberId(1), 0)),
+            raft: raft.clone(),
+            desk: desk.clone(),
+            published: Published::new(cluster, AlarmsHandle::default(), Space::new(0), empty_views()),
+            metrics: ReadMetrics::register(&registry),
+        });
+        tokio::spawn(reader.clone().run());
+        Bench { reader, raft, desk }
+    }
+
+    impl Bench {
+        /// A read that waits, polled until its place is taken.
+        async fn start(&self) -> tokio::task::JoinHandle<Result<(), Answer>> {
+            let reader = self.reader.clone();
+            let read = tokio::spawn(async move { reader.barrier().await });
+            tokio::task::yield_now().await;
+            read
+        }
+
+        /// Waits for the `n`th question.
+        async fn asked(&self, n: usize) -> Bytes {
+            loop {
+                let context = self.raft.asked.lock().expect("no panic").get(n - 1).cloned();
+                match context {
+                    Some(context) => return context,
+                    None => tokio::task::yield_now().await,
+                }
+            }
+        }
+    }
+
+    fn leader(id: u64) -> RaftStatus {
+        RaftStatus { leader: Some(MemberId(id)), ..RaftStatus::default() }
+    }
+
+    #[tokio::test]
+    async fn one_question_serves_all_who_wait_and_none_who_come_later() {
+        let bench = bench(LONG, LONG, false);
+        let first = bench.start().await;
+        let one = bench.asked(1).await;
+        let late = [bench.start().await, bench.start().await];
+        bench.desk.read_ready(one.clone(), 5);
+        first.await.expect("no panic").expect("confirmed");
+        let two = bench.asked(2).await;
+        assert_ne!(one, two);
+        assert!(late.iter().all(|read| !read.is_finished()));
+        bench.desk.read_ready(two, 5);
+        for read in late {
+            read.await.expect("no panic").expect("confirmed");
+        }
+        assert_eq!(bench.raft.asked.lock().expect("no panic").len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_read_waits_until_its_index_is_applied() {
+        let bench = bench(LONG, LONG, false);
+        let read = bench.start().await;
+        bench.desk.read_ready(bench.asked(1).await, 8);
+        bench.desk.applied(7);
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!read.is_finished());
+        bench.desk.applied(8);
+        read.await.expect("no panic").expect("applied");
+    }
+
+    #[tokio::test]
+    async fn a_retry_uses_a_new_context_and_answers_to_either_count() {
+        let bench = bench(LONG, SHORT, false);
+        let read = bench.start().await;
+        let (one, two) = (bench.asked(1).await, bench.asked(2).await);
+        assert_ne!(one, two);
+        assert_eq!(one.len(), 8);
+        bench.desk.read_ready(one, 5);
+        read.await.expect("no panic").expect("confirmed");
+    }
+
+    #[tokio::test]
+    async fn a_started_term_asks_again_at_once() {
+        let bench = bench(LONG, LONG, false);
+        let read = bench.start().await;
+        bench.asked(1).await;
+        bench.desk.term_started();
+        bench.desk.read_ready(bench.asked(2).await, 5);
+        read.await.expect("no panic").expect("confirmed");
+    }
+
+    #[tokio::test]
+    async fn a_change_of_leader_wins_over_an_index_that_came_with_it() {
+        let bench = bench(LONG, LONG, false);
+        bench.desk.status_changed(leader(1));
+        let read = bench.start().await;
+        let context = bench.asked(1).await;
+        // Both are there before the reader runs again.
+        bench.desk.read_ready(context, 5);
+        bench.desk.status_changed(leader(2));
+        assert_eq!(read.await.expect("no panic"), Err(Answer::LeaderChanged));
+    }
+
+    #[tokio::test]
+    async fn an_unanswered_read_times_out() {
+        let bench = bench(SHORT, LONG, false);
+        assert_eq!(bench.reader.barrier().await, Err(Answer::Timeout));
+        assert_eq!(bench.reader.wait_applied(6).await, Err(Answer::Timeout));
+        assert_eq!(bench.reader.inner.metrics.slow.get(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_lone_leader_asks_nobody() {
+        let bench = bench(LONG, LONG, true);
+        bench.reader.barrier().await.expect("at once");
+        assert!(bench.raft.asked.lock().expect("no panic").is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_stop_answers_reads() {
+        let bench = bench(LONG, LONG, false);
+        let read = bench.start().await;
+        bench.asked(1).await;
+        let next = bench.start().await;
+        bench.desk.stop();
+        assert_eq!(read.await.expect("no panic"), Err(Answer::Stopped));
+        assert_eq!(next.await.expect("no panic"), Err(Answer::Stopped));
+        assert_eq!(bench.reader.barrier().await, Err(Answer::Stopped));
+    }
+}

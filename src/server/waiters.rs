@@ -1,1 +1,410 @@
-//! Who waits for which proposal's outcome.
+//! Who waits for what: proposals for their outcome, reads for an index, everybody for progress.
+//!
+//! The raft thread and the apply thread leave word here, through `Listener`, and never wait; tasks pick it up. This is
+//! the line between threads and tokio.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use bytes::Bytes;
+use prometheus::IntCounter;
+use prometheus::IntGauge;
+use tokio::sync::Notify;
+use tokio::sync::oneshot;
+use tokio::sync::watch;
+
+use crate::common::answer::Answer;
+use crate::common::ids::MemberId;
+use crate::server::apply::outcome::Outcome;
+use crate::server::apply::outcome::Reply;
+use crate::server::apply::ports::Listener;
+use crate::server::raft::state_machine::RaftStatus;
+use crate::server::raft::state_machine::Refusal;
+use crate::server::raft::state_machine::Role;
+
+/// Proposals that wait for their outcome. Full means clients are told that there are too many requests.
+pub const WAITERS_MAX: usize = 4096;
+
+/// Word for one waiter.
+#[derive(Debug, PartialEq)]
+pub enum Notice {
+    Answered(Result<Reply, Answer>),
+    /// It is not in the log and will not be by itself.
+    Refused(Refusal),
+    /// A snapshot took the place of its entry: whether it was applied is unknown.
+    Lost,
+}
+
+/// Proposals by request id.
+#[derive(Clone, Debug, Default)]
+pub struct Waiters {
+    waiting: Arc<Mutex<HashMap<u64, oneshot::Sender<Notice>>>>,
+}
+
+/// A place among the waiters; given up when dropped, for instance because the caller left.
+#[derive(Debug)]
+pub struct Waiting {
+    id: u64,
+    receiver: oneshot::Receiver<Notice>,
+    waiters: Waiters,
+}
+
+/// All waiters are taken.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Full;
+
+impl Waiters {
+    /// Takes a place for this id. Ids are unique, so none is taken twice.
+    pub fn register(&self, id: u64) -> Result<Waiting, Full> {
+        let (sender, receiver) = oneshot::channel();
+        let mut waiting = lock(&self.waiting);
+        if waiting.len() >= WAITERS_MAX {
+            return Err(Full);
+        }
+        waiting.insert(id, sender);
+        Ok(Waiting { id, receiver, waiters: self.clone() })
+    }
+
+    /// Leaves word for one waiter; nothing happens if it is gone.
+    pub fn notify(&self, id: u64, notice: Notice) {
+        let sender = lock(&self.waiting).remove(&id);
+        if let Some(sender) = sender {
+            // A waiter that left meanwhile wants no word.
+            let _ = sender.send(notice);
+        }
+    }
+
+    fn notify_all(&self, notice: impl Fn() -> Notice) {
+        let all = std::mem::take(&mut *lock(&self.waiting));
+        for sender in all.into_values() {
+            let _ = sender.send(notice());
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        lock(&self.waiting).len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Waiting {
+    /// Waits for word.
+    pub async fn notice(&mut self) -> Notice {
+        // The sender is dropped unused only with the whole desk.
+        (&mut self.receiver).await.unwrap_or(Notice::Answered(Err(Answer::Stopped)))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        lock(&self.waiters.waiting).remove(&self.id);
+    }
+}
+
+/// What raft last said, and how often leaders changed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RaftNow {
+    pub status: RaftStatus,
+    /// Counts changes of the leader to another one (etcd counts no change to none).
+    pub leader_changes: u64,
+    /// When the present leader became known.
+    pub leader_since: Option<Instant>,
+    /// Counts terms whose first entry was applied.
+    pub terms_started: u64,
+}
+
+/// A compaction: ordered up to here, records deleted up to here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompactionProgress {
+    pub scheduled: i64,
+    pub finished: i64,
+}
+
+/// One read index that is asked for, under one or more contexts.
+struct ReadRound {
+    contexts: Vec<Bytes>,
+    sender: oneshot::Sender<u64>,
+}
+
+/// Where threads leave word and tasks wait for it.
+pub struct Desk {
+    pub waiters: Waiters,
+    raft: watch::Sender<RaftNow>,
+    applied: watch::Sender<u64>,
+    compaction: watch::Sender<CompactionProgress>,
+    stopped: watch::Sender<bool>,
+    /// This member ought to raise NOSPACE; `duties/nospace` does.
+    pub space_wanted: Notify,
+    read_round: Mutex<Option<ReadRound>>,
+    local: MemberId,
+    metrics: DeskMetrics,
+}
+
+impl Desk {
+    /// A desk for a member whose state has applied the log up to `applied`.
+    pub fn new(local: MemberId, applied: u64, metrics: DeskMetrics) -> Desk {
+        metrics.applied.set(gauge(applied));
+        Desk {
+            waiters: Waiters::default(),
+            raft: watch::Sender::default(),
+            applied: watch::Sender::new(applied),
+            compaction: watch::Sender::new(CompactionProgress { scheduled: -1, finished: -1 }),
+            stopped: watch::Sender::new(false),
+            space_wanted: Notify::new(),
+            read_round: Mutex::default(),
+            local,
+            metrics,
+        }
+    }
+
+    /// What raft last said.
+    pub fn raft_now(&self) -> RaftNow {
+        *self.raft.borrow()
+    }
+
+    pub fn watch_raft(&self) -> watch::Receiver<RaftNow> {
+        self.raft.subscribe()
+    }
+
+    pub fn applied_index(&self) -> u64 {
+        *self.applied.borrow()
+    }
+
+    pub fn watch_applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    pub fn watch_compaction(&self) -> watch::Receiver<CompactionProgress> {
+        self.compaction.subscribe()
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        *self.stopped.borrow()
+    }
+
+    /// Resolves when the member stops.
+    pub async fn until_stopped(&self) {
+        // The sender is our own field, so the channel cannot close while we wait.
+        let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
+    }
+
+    /// The member stops: everyone who waits is told so, and everyone who comes later.
+    pub fn stop(&self) {
+        self.stopped.send_replace(true);
+        self.waiters.notify_all(|| Notice::Answered(Err(Answer::Stopped)));
+        lock(&self.read_round).take();
+    }
+
+    /// Opens a round of asking for a read index; an earlier one is given up.
+    pub fn open_read_round(&self) -> oneshot::Receiver<u64> {
+        let (sender, receiver) = oneshot::channel();
+        *lock(&self.read_round) = Some(ReadRound { contexts: Vec::new(), sender });
+        receiver
+    }
+
+    /// Adds a context of which an answer is good for the open round.
+    pub fn add_read_context(&self, context: Bytes) {
+        if let Some(round) = lock(&self.read_round).as_mut() {
+            round.contexts.push(context);
+        }
+    }
+}
+
+impl Listener for Desk {
+    fn answered(&self, outcomes: Vec<Outcome>) {
+        for outcome in outcomes {
+            self.waiters.notify(outcome.request_id, Notice::Answered(outcome.result));
+        }
+    }
+
+    fn applied(&self, index: u64) {
+        self.metrics.applied.set(gauge(index));
+        self.applied.send_replace(index);
+    }
+
+    fn term_started(&self) {
+        self.raft.send_modify(|now| now.terms_started += 1);
+    }
+
+    fn outcomes_lost(&self) {
+        self.waiters.notify_all(|| Notice::Lost);
+    }
+
+    fn out_of_space(&self) {
+        self.space_wanted.notify_one();
+    }
+
+    fn compaction(&self, scheduled: i64, finished: i64) {
+        self.compaction.send_replace(CompactionProgress { scheduled, finished });
+    }
+
+    fn refused(&self, request_id: u64, why: Refusal) {
+        self.waiters.notify(request_id, Notice::Refused(why));
+    }
+
+    fn read_ready(&self, context: Bytes, index: u64) {
+        // Late answers to rounds that are over are dropped (reliability.md R1).
+        let round = lock(&self.read_round).take_if(|round| round.contexts.contains(&context));
+        if let Some(round) = round {
+            let _ = round.sender.send(index);
+        }
+    }
+
+    fn status_changed(&self, status: RaftStatus) {
+        let before = self.raft.borrow().status;
+        let new_leader = status.leader.is_some() && status.leader != before.leader;
+        self.metrics.committed.set(gauge(status.commit_index));
+        if (status.role, status.leader) != (before.role, before.leader) {
+            self.metrics.is_leader.set(i64::from(status.role == Role::Leader));
+            self.metrics.has_leader.set(i64::from(status.leader.is_some()));
+            tracing::info!(member = %self.local, role = ?status.role, leader = ?status.leader, term = status.term, "raft changed");
+        }
+        if new_leader {
+            self.metrics.leader_changes.inc();
+        }
+        self.raft.send_modify(|now| {
+            now.status = status;
+            if new_leader {
+                now.leader_changes += 1;
+                now.leader_since = Some(Instant::now());
+            }
+        });
+    }
+}
+
+/// What the desk counts, by etcd's names (server.md 11.1; the first two are gauges there too).
+#[derive(Clone)]
+pub struct DeskMetrics {
+    committed: IntGauge,
+    applied: IntGauge,
+    has_leader: IntGauge,
+    is_leader: IntGauge,
+    leader_changes: IntCounter,
+}
+
+impl DeskMetrics {
+    pub fn register(registry: &prometheus::Registry) -> DeskMetrics {
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help).expect("a valid name");
+            registry.register(Box::new(gauge.clone())).expect("registered once");
+            gauge
+        };
+        let leader_changes =
+            IntCounter::new("etcd_server_leader_changes_seen_total", "The number of leader changes seen.");
+        let leader_changes = leader_changes.expect("a valid name");
+        registry.register(Box::new(leader_changes.clone())).expect("registered once");
+        DeskMetrics {
+            committed: gauge(
+                "etcd_server_proposals_committed_total",
+                "The total number of consensus proposals committed.",
+            ),
+            applied: gauge("etcd_server_proposals_applied_total", "The total number of consensus proposals applied."),
+            has_leader: gauge("etcd_server_has_leader", "Whether or not a leader exists. 1 is existence, 0 is not."),
+            is_leader: gauge("etcd_server_is_leader", "Whether or not this member is a leader. 1 if is, 0 otherwise."),
+            leader_changes,
+        }
+    }
+}
+
+/// Locks; a panic of another holder left nothing half done, since every critical section is one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn desk() -> Desk {
+        Desk::new(MemberId(1), 0, DeskMetrics::register(&prometheus::Registry::new()))
+    }
+
+    fn leader(id: u64) -> RaftStatus {
+        RaftStatus { leader: Some(MemberId(id)), ..RaftStatus::default() }
+    }
+
+    #[tokio::test]
+    async fn a_waiter_gets_its_own_answer_and_leaves_no_trace() {
+        let desk = desk();
+        let mut one = desk.waiters.register(1).expect("room");
+        let two = desk.waiters.register(2).expect("room");
+        let done = |revision| Ok(Reply::Done { revision });
+        desk.answered(vec![
+            Outcome { request_id: 1, result: done(5) },
+            Outcome { request_id: 9, result: Err(Answer::NoSpace) },
+        ]);
+        assert_eq!(one.notice().await, Notice::Answered(done(5)));
+        assert_eq!(desk.waiters.len(), 1);
+        drop(two);
+        assert!(desk.waiters.is_empty());
+    }
+
+    #[tokio::test]
+    async fn places_are_bounded_and_come_back() {
+        let desk = desk();
+        let mut all: Vec<Waiting> =
+            (0..WAITERS_MAX as u64).map(|id| desk.waiters.register(id).expect("room")).collect();
+        assert_eq!(desk.waiters.register(u64::MAX).err(), Some(Full));
+        desk.refused(3, Refusal::Dropped);
+        assert_eq!(all[3].notice().await, Notice::Refused(Refusal::Dropped));
+        assert!(desk.waiters.register(u64::MAX).is_ok());
+        desk.outcomes_lost();
+        assert_eq!(all[4].notice().await, Notice::Lost);
+    }
+
+    #[tokio::test]
+    async fn the_stop_reaches_all_who_wait() {
+        let desk = desk();
+        let mut waiting = desk.waiters.register(1).expect("room");
+        let round = desk.open_read_round();
+        desk.stop();
+        desk.until_stopped().await;
+        assert!(desk.is_stopped());
+        assert_eq!(waiting.notice().await, Notice::Answered(Err(Answer::Stopped)));
+        assert!(round.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_read_round_takes_answers_to_its_own_contexts_only() {
+        let desk = desk();
+        let old = Bytes::from_static(b"old");
+        let given_up = desk.open_read_round();
+        desk.add_read_context(old.clone());
+        let round = desk.open_read_round();
+        assert!(given_up.await.is_err());
+        desk.add_read_context(Bytes::from_static(b"new"));
+        desk.add_read_context(Bytes::from_static(b"newer"));
+        desk.read_ready(old, 3);
+        desk.read_ready(Bytes::from_static(b"new"), 7);
+        desk.read_ready(Bytes::from_static(b"newer"), 9);
+        assert_eq!(round.await, Ok(7));
+    }
+
+    #[test]
+    fn changes_to_another_leader_are_counted() {
+        let desk = desk();
+        let check = |status: RaftStatus, changes: u64| {
+            desk.status_changed(status);
+            assert_eq!(desk.raft_now().leader_changes, changes);
+            assert_eq!(desk.metrics.leader_changes.get(), changes);
+            assert_eq!(desk.metrics.has_leader.get(), i64::from(status.leader.is_some()));
+        };
+        check(RaftStatus::default(), 0);
+        check(leader(1), 1);
+        check(leader(1), 1);
+        check(leader(2), 2);
+        check(RaftStatus::default(), 2);
+        check(leader(2), 3);
+    }
+}

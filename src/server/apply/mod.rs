@@ -11,4 +11,8 @@
 
 pub mod alarm;
 pub mod decode;
+pub mod outcome;
+pub mod ports;
+pub mod published;
+pub mod queue;
 pub mod quota;

@@ -1,0 +1,174 @@
+//! The queue in front of the apply thread, and the handle that others put things into.
+//!
+//! Putting never waits, because raft must not wait for apply (DESIGN.md 2). The queue is bounded at the door: clients are
+//! refused when 5,000 entries or 64 MiB wait, and a follower drops appends.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::common::failure::Failure;
+use crate::common::revision::Revision;
+use crate::proto::raftpb::Entry;
+use crate::proto::raftpb::Snapshot;
+use crate::server::apply::ports::Listener;
+use crate::server::checkpoint::Tables;
+use crate::server::raft::state_machine::RaftStatus;
+use crate::server::raft::state_machine::Refusal;
+use crate::server::raft::state_machine::StateMachine;
+
+/// What the thread takes, in order.
+pub enum Input {
+    Commit(Vec<Entry>),
+    Install(Snapshot),
+    BuildSnapshot,
+    /// A durable write of the flusher: tables that hold it, and its newest record.
+    Stored {
+        tables: Arc<dyn Tables>,
+        up_to: Option<Revision>,
+    },
+    Stop,
+}
+
+/// Ends the process with a sentence.
+pub type OnFailure = Arc<dyn Fn(Failure) + Send + Sync>;
+
+/// Puts things into the queue. Clones are the same queue.
+#[derive(Clone)]
+pub struct ApplyHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queue: Mutex<VecDeque<Input>>,
+    filled: Condvar,
+    /// Bytes of entries that wait or are being applied.
+    unapplied_bytes: AtomicUsize,
+    failed: AtomicBool,
+    listener: Arc<dyn Listener>,
+    on_failure: OnFailure,
+}
+
+impl ApplyHandle {
+    /// A queue before its thread: what is put in waits until `thread::start`.
+    pub fn new(listener: Arc<dyn Listener>, on_failure: OnFailure) -> ApplyHandle {
+        let shared = Shared {
+            queue: Mutex::default(),
+            filled: Condvar::new(),
+            unapplied_bytes: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+            listener,
+            on_failure,
+        };
+        ApplyHandle { shared: Arc::new(shared) }
+    }
+
+    /// Bytes of entries that are committed and not yet applied.
+    pub fn unapplied_bytes(&self) -> usize {
+        self.shared.unapplied_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The flusher wrote durably. `tables` hold everything up to and including `up_to`.
+    pub fn stored(&self, tables: Arc<dyn Tables>, up_to: Option<Revision>) {
+        self.put(Input::Stored { tables, up_to });
+    }
+
+    /// Lets the thread end behind everything that waits now.
+    pub fn stop(&self) {
+        self.put(Input::Stop);
+    }
+
+    /// The first failure ends the process; later ones are consequences.
+    pub fn fail(&self, failure: Failure) {
+        if !self.shared.failed.swap(true, Ordering::SeqCst) {
+            tracing::error!(%failure, "this member cannot go on");
+            (self.shared.on_failure)(failure);
+        }
+    }
+
+    pub(super) fn listener(&self) -> &dyn Listener {
+        self.shared.listener.as_ref()
+    }
+
+    /// Waits for the next input; `None` when `pause` passed without one.
+    pub(super) fn take(&self, pause: Option<Duration>) -> Option<Input> {
+        let mut queue = self.lock();
+        match pause {
+            None => {
+                while queue.is_empty() {
+                    queue = self.shared.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+            Some(pause) if queue.is_empty() => {
+                let waited = self.shared.filled.wait_timeout(queue, pause);
+                queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            Some(_) => {}
+        }
+        queue.pop_front()
+    }
+
+    /// Entries of this many bytes are applied.
+    pub(super) fn applied_bytes(&self, bytes: usize) {
+        self.shared.unapplied_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Forgets reports about a checkpoint that was replaced.
+    pub(super) fn drop_stored(&self) {
+        self.lock().retain(|input| !matches!(input, Input::Stored { .. }));
+    }
+
+    fn put(&self, input: Input) {
+        self.lock().push_back(input);
+        self.shared.filled.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Input>> {
+        self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes that entries count as while they wait.
+pub(super) fn entries_bytes(entries: &[Entry]) -> usize {
+    entries.iter().map(|entry| entry.data.len()).sum()
+}
+
+impl StateMachine for ApplyHandle {
+    fn commit(&self, entries: Vec<Entry>) {
+        self.shared.unapplied_bytes.fetch_add(entries_bytes(&entries), Ordering::Relaxed);
+        self.put(Input::Commit(entries));
+    }
+
+    fn install(&self, snapshot: Snapshot) {
+        self.put(Input::Install(snapshot));
+    }
+
+    fn build_snapshot(&self) {
+        self.put(Input::BuildSnapshot);
+    }
+
+    fn refused(&self, request_id: u64, why: Refusal) {
+        self.shared.listener.refused(request_id, why);
+    }
+
+    fn read_ready(&self, context: Bytes, index: u64) {
+        self.shared.listener.read_ready(context, index);
+    }
+
+    fn status_changed(&self, status: RaftStatus) {
+        self.shared.listener.status_changed(status);
+    }
+
+    fn failed(&self, failure: Failure) {
+        self.fail(failure);
+    }
+}

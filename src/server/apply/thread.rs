@@ -1,0 +1,236 @@
+//! The apply thread: takes what is committed, applies it, and tells everyone in a fixed order.
+//!
+//! One batch: apply; publish the View; answer waiters; report to raft; give events to the watch hub; hand the changes to
+//! the flusher. So nobody is told of a revision that a read on this member cannot see, and the only thing that can make the
+//! thread wait, a full flusher, comes last.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
+use std::sync::Arc;
+use std::thread;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::common::failure::Failure;
+use crate::common::revision::Revision;
+use crate::proto::raftpb::Entry;
+use crate::proto::raftpb::Snapshot;
+use crate::server::apply::machine::Machine;
+use crate::server::apply::metrics::ApplyMetrics;
+use crate::server::apply::outcome::Effect;
+use crate::server::apply::ports::EventSink;
+use crate::server::apply::ports::FlushPort;
+use crate::server::apply::ports::PeerPort;
+use crate::server::apply::ports::RaftReports;
+use crate::server::apply::ports::Snapshots;
+use crate::server::apply::ports::Stopwatch;
+use crate::server::apply::published::Published;
+use crate::server::apply::queue::ApplyHandle;
+use crate::server::apply::queue::Input;
+use crate::server::apply::queue::entries_bytes;
+use crate::server::checkpoint::Tables;
+use crate::server::mvcc::view::Source;
+
+/// Everything the thread needs beside its state.
+pub struct ThreadParts {
+    pub raft: Arc<dyn RaftReports>,
+    pub flusher: Arc<dyn FlushPort>,
+    pub snapshots: Arc<dyn Snapshots>,
+    pub peers: Arc<dyn PeerPort>,
+    /// `None` while nobody watches.
+    pub events: Option<Arc<dyn EventSink>>,
+    pub published: Published,
+    pub metrics: ApplyMetrics,
+    pub stopwatch: Stopwatch,
+    /// `--warning-apply-duration`; zero never warns.
+    pub slow_after: Duration,
+    pub compaction: CompactionPace,
+}
+
+/// How compaction shares the thread with requests.
+#[derive(Clone, Copy, Debug)]
+pub struct CompactionPace {
+    /// `--compaction-batch-limit`: keys or records a step.
+    pub batch: usize,
+    /// `--compaction-sleep-interval`: pause between steps while nothing else is to do.
+    pub pause: Duration,
+}
+
+struct Thread {
+    machine: Machine,
+    queue: ApplyHandle,
+    parts: ThreadParts,
+}
+
+/// Publishes the whole state and starts the thread. It ends behind `ApplyHandle::stop`, or with the first failure, which
+/// it hands to the queue's hook; a panic is such a failure.
+pub fn start(mut machine: Machine, queue: ApplyHandle, parts: ThreadParts) -> Result<JoinHandle<()>, Failure> {
+    machine.publish_all(&parts.published);
+    parts.metrics.alarms_changed(machine.alarms());
+    parts.metrics.cluster_changed(machine.membership(), parts.published.cluster.local_id());
+    queue.listener().applied(machine.applied().index);
+    queue.listener().compaction(machine.store().compact_revision(), machine.store().finished_compaction());
+    let thread = Thread { machine, queue: queue.clone(), parts };
+    let guarded = move || match catch_unwind(AssertUnwindSafe(|| thread.run())) {
+        Ok(Ok(())) => {}
+        Ok(Err(failure)) => queue.fail(failure),
+        Err(panic) => queue.fail(Failure::Refused(format!("the apply thread panicked: {}", panic_text(&*panic)))),
+    };
+    let spawned = thread::Builder::new().name("apply".to_owned()).spawn(guarded);
+    spawned.map_err(|error| Failure::Refused(format!("cannot start the apply thread: {error}")))
+}
+
+impl Thread {
+    fn run(mut self) -> Result<(), Failure> {
+        loop {
+            let pause = self.machine.store().is_compacting().then_some(self.parts.compaction.pause);
+            match self.queue.take(pause) {
+                Some(Input::Commit(entries)) => self.commit(entries)?,
+                Some(Input::Install(snapshot)) => self.install(&snapshot)?,
+                Some(Input::BuildSnapshot) => self.parts.snapshots.build(self.machine.freeze()),
+                Some(Input::Stored { tables, up_to }) => self.stored(tables, up_to),
+                Some(Input::Stop) => return Ok(()),
+                None => {}
+            }
+            self.compact()?;
+        }
+    }
+
+    fn commit(&mut self, entries: Vec<Entry>) -> Result<(), Failure> {
+        let bytes = entries_bytes(&entries);
+        let first_revision = self.revision() + 1;
+        let mut outcomes = Vec::with_capacity(entries.len());
+        let mut effects = Vec::new();
+        for entry in entries {
+            let started = (self.parts.stopwatch)();
+            let step = self.machine.apply_entry(&entry)?;
+            if let Some(outcome) = step.outcome {
+                let elapsed = (self.parts.stopwatch)().saturating_sub(started);
+                self.parts.metrics.applied(&outcome, elapsed, self.parts.slow_after);
+                outcomes.push(outcome);
+            }
+            effects.extend(step.effects.into_iter().map(|effect| (entry.index, effect)));
+        }
+        self.publish(&effects);
+        let listener = self.queue.listener();
+        listener.applied(self.machine.applied().index);
+        listener.answered(outcomes);
+        self.queue.applied_bytes(bytes);
+        self.report(effects);
+        self.parts.raft.applied(self.machine.applied().index);
+        self.tell_events(first_revision);
+        self.flush();
+        Ok(())
+    }
+
+    /// Everything that readers look at, before anyone is told.
+    fn publish(&mut self, effects: &[(u64, Effect)]) {
+        self.machine.publish(&self.parts.published);
+        let any = |wanted: Effect| effects.iter().any(|(_, effect)| *effect == wanted);
+        if any(Effect::Cluster) {
+            self.machine.publish_cluster(&self.parts.published.cluster);
+            self.parts.metrics.cluster_changed(self.machine.membership(), self.parts.published.cluster.local_id());
+        }
+        if any(Effect::Alarms) {
+            self.machine.publish_alarms(&self.parts.published);
+            self.parts.metrics.alarms_changed(self.machine.alarms());
+        }
+        // Told before the answers: a caller that waits for physical deletion looks at it behind its answer.
+        if let Some(scheduled) = effects.iter().rev().find_map(|(_, effect)| match effect {
+            Effect::Compacted(revision) => Some(*revision),
+            _ => None,
+        }) {
+            self.queue.listener().compaction(scheduled, self.machine.store().finished_compaction());
+        }
+    }
+
+    fn report(&self, effects: Vec<(u64, Effect)>) {
+        for (index, effect) in effects {
+            match effect {
+                Effect::ConfChange(change) => self.parts.raft.conf_change_applied(index, change),
+                Effect::Peer(change) => self.parts.peers.changed(change),
+                Effect::RaiseNoSpace => self.queue.listener().out_of_space(),
+                Effect::TermStarted => self.queue.listener().term_started(),
+                Effect::Cluster | Effect::Alarms | Effect::Compacted(_) => {}
+            }
+        }
+    }
+
+    fn tell_events(&self, first_revision: i64) {
+        let last_revision = self.revision();
+        if let Some(events) = self.parts.events.as_ref().filter(|_| last_revision >= first_revision) {
+            let records = self.machine.store().recent(first_revision, last_revision);
+            events.records(&self.parts.published.view(), &records);
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some(batch) = self.machine.take_batch() {
+            self.parts.flusher.submit(batch);
+        }
+    }
+
+    fn stored(&mut self, tables: Arc<dyn Tables>, up_to: Option<Revision>) {
+        self.machine.flushed(tables, up_to);
+    }
+
+    /// One slice of physical compaction, if there is any to do.
+    fn compact(&mut self) -> Result<(), Failure> {
+        if !self.machine.store().is_compacting() {
+            return Ok(());
+        }
+        let scheduled = self.machine.store().compact_revision();
+        self.machine.compaction_step(self.parts.compaction.batch)?;
+        self.machine.publish(&self.parts.published);
+        self.flush();
+        if !self.machine.store().is_compacting() {
+            // Whoever waits for physical deletion waits for the disk as well.
+            self.parts.flusher.flush_soon();
+        }
+        self.queue.listener().compaction(scheduled, self.machine.store().finished_compaction());
+        Ok(())
+    }
+
+    /// Replaces the whole state by that of a snapshot, between two entries.
+    fn install(&mut self, snapshot: &Snapshot) -> Result<(), Failure> {
+        let index = snapshot.metadata.as_ref().map_or(0, |metadata| metadata.index);
+        if index <= self.machine.applied().index {
+            tracing::warn!(index, applied = self.machine.applied().index, "snapshot is older than what is applied");
+            self.parts.raft.snapshot_installed(index);
+            return Ok(());
+        }
+        self.parts.metrics.installing(true);
+        let installed = self.parts.snapshots.install(snapshot)?;
+        self.queue.drop_stored();
+        if installed.applied.index != index {
+            let text = format!("the image of the snapshot at {index} holds the state at {}", installed.applied.index);
+            return Err(Failure::Refused(text));
+        }
+        let config = self.machine.config().clone();
+        self.machine = Machine::restore(config, installed.tables, &installed.buckets, installed.applied)?;
+        self.machine.publish_all(&self.parts.published);
+        let membership = self.machine.membership();
+        let members: Vec<_> = membership.members().cloned().collect();
+        let removed: Vec<_> = membership.removed().collect();
+        self.parts.peers.replaced(&members, &removed);
+        self.parts.metrics.alarms_changed(self.machine.alarms());
+        self.parts.metrics.cluster_changed(membership, self.parts.published.cluster.local_id());
+        let listener = self.queue.listener();
+        listener.applied(index);
+        listener.outcomes_lost();
+        self.parts.raft.snapshot_installed(index);
+        self.parts.metrics.installing(false);
+        tracing::info!(index, members = members.len(), "installed a snapshot");
+        Ok(())
+    }
+
+    fn revision(&self) -> i64 {
+        self.machine.revision()
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a text")
+}
