@@ -93,11 +93,7 @@ mod tests {
         check(Code::DeadlineExceeded, "context deadline exceeded", "context deadline exceeded");
         check(Code::DeadlineExceeded, "stream terminated", "context deadline exceeded");
         check(Code::Cancelled, "context canceled", "context canceled");
-        check(
-            Code::Unknown,
-            "raft proposal dropped",
-            "rpc error: code = Unknown desc = raft proposal dropped",
-        );
+        check(Code::Unknown, "raft proposal dropped", "rpc error: code = Unknown desc = raft proposal dropped");
         check(
             Code::Unimplemented,
             "unknown method RangeStream for service etcdserverpb.KV",
