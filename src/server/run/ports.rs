@@ -1,5 +1,6 @@
 //! Adapters between the parts: each part names only the small traits it needs, here they meet.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -9,6 +10,7 @@ use bytes::Bytes;
 
 use crate::common::failure::Failure;
 use crate::common::ids::MemberId;
+use crate::common::revision::Revision;
 use crate::proto::raftpb::ConfChange;
 use crate::proto::raftpb::Snapshot;
 use crate::server::apply::outcome::PeerChange;
@@ -21,15 +23,18 @@ use crate::server::apply::ports::Snapshots;
 use crate::server::apply::queue::ApplyHandle;
 use crate::server::checkpoint::Batch;
 use crate::server::checkpoint::Checkpoint;
+use crate::server::checkpoint::Record;
 use crate::server::checkpoint::flusher::Flusher;
 use crate::server::checkpoint::store::RedbCheckpoint;
 use crate::server::cluster::member::Member;
+use crate::server::mvcc::view::View;
 use crate::server::peer::transport::Peers;
 use crate::server::propose::Busy;
 use crate::server::propose::Connectivity;
 use crate::server::propose::RaftPort;
 use crate::server::raft::handle::RaftHandle;
 use crate::server::snapshot::contents::Frozen;
+use crate::server::snapshot::contents::RecordSource;
 use crate::server::snapshot::install::Installer;
 use crate::server::snapshot::send::Images;
 
@@ -125,7 +130,7 @@ impl Snapshots for SnapshotPort {
         let build = move || {
             let FrozenState { view, buckets, applied, v2_store } = frozen;
             let index = applied.index;
-            let state = Frozen { records: view, buckets, applied };
+            let state = Frozen { records: Arc::new(ViewRecords(view)), buckets, applied };
             match work.images.build(&state, v2_store) {
                 Ok(snapshot) => {
                     tracing::info!(index, "built a snapshot for a follower that is behind the log");
@@ -159,6 +164,20 @@ impl SnapshotWork {
         if let Some(queue) = self.queue.get() {
             queue.fail(failure);
         }
+    }
+}
+
+/// A View as the source of an image's records.
+pub struct ViewRecords(pub Arc<View>);
+
+impl RecordSource for ViewRecords {
+    fn records(
+        &self,
+        first: Revision,
+        last: Revision,
+        visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
+    ) -> Result<(), Failure> {
+        self.0.records(first, last, visit)
     }
 }
 

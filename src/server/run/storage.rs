@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::common::failure::Failure;
 use crate::common::ids::ClusterId;
 use crate::common::ids::MemberId;
-use crate::disk::lock::DirectoryLock;
+use crate::disk::lock::DirLock;
 use crate::disk::real::RealDisk;
 use crate::proto::raftpb::HardState;
 use crate::proto::walpb;
@@ -52,7 +52,7 @@ pub struct Storage {
     disk: Arc<RealDisk>,
     options: WalOptions,
     /// Held until the process ends.
-    _lock: DirectoryLock,
+    _lock: DirLock,
 }
 
 /// A member's state as its disk gives it, ready to go on.
@@ -69,7 +69,7 @@ impl Storage {
     /// Creates what is missing and takes the lock.
     pub fn open(directories: Directories, options: WalOptions) -> Result<Storage, Failure> {
         create_private(&directories.data)?;
-        let lock = DirectoryLock::take(&directories.data)?;
+        let lock = DirLock::acquire(&directories.data).map_err(|error| Failure::Refused(error.to_string()))?;
         create_private(&directories.snap)?;
         if directories.data.join("proxy").is_dir() {
             let text = format!("{} holds a directory \"proxy\": it is no member's", directories.data.display());

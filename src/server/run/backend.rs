@@ -1,0 +1,267 @@
+//! The member as the API sees it: proposals, reads and facts put together from the parts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::common::answer::Answer;
+use crate::common::failure::Failure;
+use crate::proto::etcdserverpb;
+use crate::proto::etcdserverpb::AlarmMember;
+use crate::proto::etcdserverpb::AlarmRequest;
+use crate::proto::etcdserverpb::AlarmResponse;
+use crate::proto::etcdserverpb::CompactionRequest;
+use crate::proto::etcdserverpb::CompactionResponse;
+use crate::proto::etcdserverpb::DeleteRangeRequest;
+use crate::proto::etcdserverpb::DeleteRangeResponse;
+use crate::proto::etcdserverpb::HashKvResponse;
+use crate::proto::etcdserverpb::HashResponse;
+use crate::proto::etcdserverpb::PutRequest;
+use crate::proto::etcdserverpb::PutResponse;
+use crate::proto::etcdserverpb::RangeRequest;
+use crate::proto::etcdserverpb::RangeResponse;
+use crate::proto::etcdserverpb::TxnRequest;
+use crate::proto::etcdserverpb::TxnResponse;
+use crate::proto::raftinternalpb::InternalRaftRequest;
+use crate::server::api::backend::Backend;
+use crate::server::api::backend::Identity;
+use crate::server::api::backend::Limits;
+use crate::server::api::backend::Snapshot;
+use crate::server::api::backend::StoreSizes;
+use crate::server::apply::kv::ApplyError;
+use crate::server::apply::outcome::Reply;
+use crate::server::apply::outcome::header;
+use crate::server::apply::published::Published;
+use crate::server::apply::queue::ApplyHandle;
+use crate::server::apply::txn;
+use crate::server::checkpoint::flusher::Flusher;
+use crate::server::cluster::member::Member;
+use crate::server::mvcc::hash;
+use crate::server::mvcc::read;
+use crate::server::mvcc::view::ReadError;
+use crate::server::mvcc::view::Source;
+use crate::server::mvcc::view::View;
+use crate::server::propose::Proposer;
+use crate::server::raft::state_machine::RaftStatus;
+use crate::server::read::Reader;
+use crate::server::run::ports::ViewRecords;
+use crate::server::snapshot::contents::Frozen;
+use crate::server::snapshot::hash::HashOf;
+use crate::server::waiters::Desk;
+
+/// How long a hash of everything waits for the apply thread to hand out its state.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A member's parts as the API needs them.
+pub struct MemberBackend {
+    pub identity: Identity,
+    pub limits: Limits,
+    pub proposer: Proposer,
+    pub reader: Reader,
+    pub desk: Arc<Desk>,
+    pub published: Published,
+    pub queue: ApplyHandle,
+    pub flusher: Arc<Flusher>,
+}
+
+/// A view with the way to say that the node cannot go on.
+struct ViewSnapshot {
+    view: Arc<View>,
+    queue: ApplyHandle,
+}
+
+impl MemberBackend {
+    async fn write<T>(
+        &self,
+        request: InternalRaftRequest,
+        expect: impl FnOnce(Reply) -> Option<T>,
+    ) -> Result<T, Answer> {
+        let reply = self.proposer.propose(request).await?;
+        // Apply answers each kind of request with its own kind of reply.
+        expect(reply).ok_or_else(|| Answer::Other("etcdserver: unexpected reply".to_owned()))
+    }
+}
+
+impl Snapshot for ViewSnapshot {
+    fn revision(&self) -> i64 {
+        self.view.revision()
+    }
+
+    fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Answer> {
+        read::range(self.view.as_ref(), request).map_err(|error| stop_or_answer(&self.queue, error))
+    }
+
+    fn txn(&self, request: &TxnRequest) -> Result<TxnResponse, Answer> {
+        txn::txn_read_only(&self.view, request).map_err(|error| match error {
+            ApplyError::Answer(answer) => answer,
+            ApplyError::Failure(failure) => stop(&self.queue, failure),
+        })
+    }
+}
+
+/// A client's error is an answer; damage stops the node and looks to the client as if it had stopped before.
+fn stop_or_answer(queue: &ApplyHandle, error: ReadError) -> Answer {
+    match error {
+        ReadError::Answer(answer) => answer,
+        ReadError::Failure(failure) => stop(queue, failure),
+    }
+}
+
+fn stop(queue: &ApplyHandle, failure: Failure) -> Answer {
+    queue.fail(failure);
+    Answer::Stopped
+}
+
+#[tonic::async_trait]
+impl Backend for MemberBackend {
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn raft_status(&self) -> RaftStatus {
+        self.desk.raft_now().status
+    }
+
+    fn applied_index(&self) -> u64 {
+        self.desk.applied_index()
+    }
+
+    fn revision(&self) -> i64 {
+        self.published.view().revision()
+    }
+
+    fn compact_revision(&self) -> i64 {
+        self.published.view().compact_revision()
+    }
+
+    fn sizes(&self) -> StoreSizes {
+        // Both are what apply counts: freed space is never held back (DESIGN.md 4).
+        let used = i64::try_from(self.published.space.used_bytes()).unwrap_or(i64::MAX);
+        StoreSizes { allocated: used, in_use: used }
+    }
+
+    fn alarms(&self) -> Vec<AlarmMember> {
+        self.published.alarms.list().as_ref().clone()
+    }
+
+    fn members(&self) -> Vec<etcdserverpb::Member> {
+        self.published.cluster.members().into_iter().map(api_member).collect()
+    }
+
+    fn is_learner(&self) -> bool {
+        self.published.cluster.is_learner()
+    }
+
+    fn cluster_version(&self) -> Option<String> {
+        self.published.cluster.version().map(|version| version.to_string())
+    }
+
+    fn storage_version(&self) -> Option<String> {
+        // The layout follows the cluster version (server.md 6.8).
+        self.cluster_version()
+    }
+
+    async fn read_barrier(&self) -> Result<(), Answer> {
+        self.reader.barrier().await
+    }
+
+    fn snapshot(&self) -> Arc<dyn Snapshot> {
+        Arc::new(ViewSnapshot { view: self.published.view(), queue: self.queue.clone() })
+    }
+
+    async fn check_quota(&self, cost: u64) -> Result<(), Answer> {
+        self.proposer.check_space(cost).await
+    }
+
+    async fn put(&self, request: PutRequest) -> Result<PutResponse, Answer> {
+        let request = InternalRaftRequest { put: Some(request), ..InternalRaftRequest::default() };
+        self.write(request, |reply| if let Reply::Put(response) = reply { Some(response) } else { None }).await
+    }
+
+    async fn delete_range(&self, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, Answer> {
+        let request = InternalRaftRequest { delete_range: Some(request), ..InternalRaftRequest::default() };
+        self.write(request, |reply| if let Reply::DeleteRange(response) = reply { Some(response) } else { None }).await
+    }
+
+    async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, Answer> {
+        let request = InternalRaftRequest { txn: Some(request), ..InternalRaftRequest::default() };
+        self.write(request, |reply| if let Reply::Txn(response) = reply { Some(response) } else { None }).await
+    }
+
+    async fn compact(&self, request: CompactionRequest) -> Result<CompactionResponse, Answer> {
+        let physical = request.physical;
+        let request = InternalRaftRequest { compaction: Some(request), ..InternalRaftRequest::default() };
+        let written = self
+            .write(request, |reply| if let Reply::Compaction(response) = reply { Some(response) } else { None })
+            .await;
+        if physical && matches!(written, Ok(_) | Err(Answer::Compacted)) {
+            self.proposer.compacted_physically().await?;
+            self.flush().await?;
+        }
+        written
+    }
+
+    async fn alarm(&self, request: AlarmRequest) -> Result<AlarmResponse, Answer> {
+        let request = InternalRaftRequest { alarm: Some(request), ..InternalRaftRequest::default() };
+        self.write(request, |reply| if let Reply::Alarm(response) = reply { Some(response) } else { None }).await
+    }
+
+    async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer> {
+        let (published, queue) = (self.published.clone(), self.queue.clone());
+        let hash = blocking(move || {
+            hash::hash_kv(&published.views(), revision).map_err(|error| stop_or_answer(&queue, error))
+        });
+        let hash = hash.await?;
+        Ok(HashKvResponse {
+            header: header(self.revision()),
+            hash: hash.hash,
+            compact_revision: hash.compact_revision,
+            hash_revision: hash.hash_revision,
+        })
+    }
+
+    async fn hash(&self) -> Result<HashResponse, Answer> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.queue.freeze(Box::new(move |frozen| {
+            // The caller may have left.
+            let _ = sender.send(frozen);
+        }));
+        let frozen = tokio::time::timeout(FREEZE_TIMEOUT, receiver).await;
+        let frozen = frozen.map_err(|_| Answer::Timeout)?.map_err(|_| Answer::Stopped)?;
+        let queue = self.queue.clone();
+        let revision = frozen.view.revision();
+        let hash = blocking(move || {
+            let records = Arc::new(ViewRecords(frozen.view));
+            let state = Frozen { records, buckets: frozen.buckets, applied: frozen.applied };
+            crate::server::snapshot::hash::hash(&state, HashOf::Member).map_err(|failure| stop(&queue, failure))
+        });
+        Ok(HashResponse { header: header(revision), hash: hash.await? })
+    }
+
+    async fn flush(&self) -> Result<(), Answer> {
+        let (flusher, queue) = (Arc::clone(&self.flusher), self.queue.clone());
+        blocking(move || flusher.flush_now().map_err(|failure| stop(&queue, failure))).await
+    }
+}
+
+/// Runs what reads the disk off the sockets' threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Answer> + Send + 'static) -> Result<T, Answer> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        // It panicked, which costs this request only, or the runtime ends.
+        Err(error) => Err(Answer::Other(format!("etcdserver: {error}"))),
+    }
+}
+
+fn api_member(member: Member) -> etcdserverpb::Member {
+    etcdserverpb::Member {
+        id: member.id.0,
+        name: member.name,
+        peer_ur_ls: member.peer_urls,
+        client_ur_ls: member.client_urls,
+        is_learner: member.is_learner,
+    }
+}
