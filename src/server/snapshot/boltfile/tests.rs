@@ -292,8 +292,11 @@ fn find(dir: &Path, name: &str) -> Option<PathBuf> {
     here.or_else(|| entries.iter().filter(|path| path.is_dir()).find_map(|path| find(path, name)))
 }
 
+/// A bucket and its pairs.
+type BucketPairs<'a> = (&'static str, &'a [(&'a [u8], &'a [u8])]);
+
 /// A file with these buckets.
-fn with_buckets(path: &Path, buckets: &[(&'static str, &[(&[u8], &[u8])])]) -> Result<Import, Failure> {
+fn with_buckets(path: &Path, buckets: &[BucketPairs<'_>]) -> Result<Import, Failure> {
     let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
     let mut writer = BoltWriter::create(file, path).unwrap();
     for (name, pairs) in buckets {
