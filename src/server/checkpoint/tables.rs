@@ -26,11 +26,14 @@ use crate::server::checkpoint::Tables;
 use crate::server::checkpoint::schema;
 use crate::server::checkpoint::schema::RevisionKey;
 
+type Table = ReadOnlyTable<RevisionKey, &'static [u8]>;
+type Rows = Range<'static, RevisionKey, &'static [u8]>;
+
 /// The record tables as one transaction left them.
 pub struct RedbTables {
     path: PathBuf,
-    headers: ReadOnlyTable<RevisionKey, &'static [u8]>,
-    values: ReadOnlyTable<RevisionKey, &'static [u8]>,
+    headers: Table,
+    values: Table,
     /// Last: the file stays open until the tables are gone, also when another checkpoint has taken its place.
     _database: Arc<Database>,
 }
@@ -45,8 +48,21 @@ impl RedbTables {
         Ok(RedbTables { path: path.to_owned(), headers, values, _database: Arc::clone(database) })
     }
 
-    fn scan(&self, first: Revision, last: Revision) -> Result<Range<'static, RevisionKey, &'static [u8]>, Failure> {
-        guarded(&self.path, || Ok(self.headers.range::<RevisionKeyRef<'_>>(&first.to_bytes()..=&last.to_bytes())?))
+    fn scan(&self, table: &Table, first: Revision, last: Revision) -> Result<Rows, Failure> {
+        guarded(&self.path, || Ok(table.range::<&[u8; 16]>(&first.to_bytes()..=&last.to_bytes())?))
+    }
+
+    /// The value of a header that is met in a scan of both tables.
+    fn next_value(&self, values: &mut Rows, header: &Header) -> Result<Bytes, Failure> {
+        if header.value_bytes == 0 {
+            return Ok(Bytes::new());
+        }
+        let row = guarded(&self.path, || {
+            let Some(row) = values.next() else { return Ok(None) };
+            let (key, value) = row?;
+            Ok((*key.value() == header.revision.to_bytes()).then(|| Bytes::copy_from_slice(value.value())))
+        })?;
+        row.ok_or_else(|| self.damaged(format!("revision {} has no value", header.revision)))
     }
 
     /// The value that belongs to a header; empty values have no row.
@@ -84,8 +100,6 @@ impl RedbTables {
 /// No revision is later: the end of a scan of everything.
 pub const EVERYTHING_LAST: Revision = Revision::new(i64::MAX, i64::MAX);
 
-type RevisionKeyRef<'a> = &'a [u8; 16];
-
 impl Tables for RedbTables {
     fn record(&self, revision: Revision) -> Result<Option<Record>, Failure> {
         let key = revision.to_bytes();
@@ -107,7 +121,7 @@ impl Tables for RedbTables {
         if first > last {
             return Ok(());
         }
-        let mut rows = self.scan(first, last)?;
+        let mut rows = self.scan(&self.headers, first, last)?;
         let mut previous = None;
         let mut seen = 0;
         loop {
@@ -138,12 +152,20 @@ impl Tables for RedbTables {
         last: Revision,
         visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
     ) -> Result<(), Failure> {
+        if first > last {
+            return Ok(());
+        }
+        // Values are walked beside the headers: looking each one up costs several times as much.
+        let mut values = self.scan(&self.values, first, last)?;
         let mut failure = None;
-        self.headers(first, last, &mut |header| match self.join(header) {
-            Ok(record) => visit(record),
-            Err(error) => {
-                failure = Some(error);
-                ControlFlow::Break(())
+        self.headers(first, last, &mut |header| {
+            let value = self.next_value(&mut values, &header);
+            match value.and_then(|value| schema::join_record(header, value).map_err(|detail| self.damaged(detail))) {
+                Ok(record) => visit(record),
+                Err(error) => {
+                    failure = Some(error);
+                    ControlFlow::Break(())
+                }
             }
         })?;
         failure.map_or(Ok(()), Err)

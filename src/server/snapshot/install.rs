@@ -164,7 +164,8 @@ impl ImageSink for Installer {
 
 /// Brings `dir` in order at start: finishes an install that the log has and the database has not, removes leftovers.
 ///
-/// `wal_snapshot_index` is that of the newest snapshot record in the log, 0 if it has none. Refuses when the log goes on from
+/// `wal_snapshot_index` is that of the newest snapshot record in the log which its hard state covers (index at or below
+/// commit), 0 if it has none. Opens and closes the database: call it before anything else has it open. Refuses when the log goes on from
 /// a snapshot that is in neither file: entries between them are gone.
 pub fn recover(dir: &Path, wal_snapshot_index: u64) -> Result<(), Failure> {
     let database = dir.join(DATABASE);

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -16,6 +18,7 @@ use super::page::Meta;
 use super::page::NO_FREELIST;
 use super::page::PAGE_BYTES;
 use super::reader::BoltFile;
+use super::writer::BoltWriter;
 use crate::common::failure::Failure;
 use crate::server::checkpoint::Record;
 use crate::server::snapshot::contents::Frozen;
@@ -262,5 +265,74 @@ fn snapshots_of_real_members_hold_what_they_should() {
         };
         assert_eq!(u64::from(hash(&state, HashOf::File).unwrap()), status["hash"].as_u64().unwrap(), "{version}");
         check_round_trip(&state, &records);
+    }
+}
+
+#[test]
+fn databases_of_stopped_and_killed_members_are_read() {
+    for version in ["etcd-3.6.14", "etcd-3.7.1"] {
+        for name in ["m1-stopped", "m2-killed"] {
+            let dir = tempfile::tempdir().unwrap();
+            let Some(archive) = fixture(dir.path(), version, &format!("{name}.tar.gz")) else { return };
+            // `fixture` has unpacked the outer layer.
+            let tar = Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(dir.path()).status().unwrap();
+            assert!(tar.success());
+            let path = find(dir.path(), "db").unwrap_or_else(|| panic!("{version} {name} has a database"));
+            let (count, import) = read_all(&path).unwrap();
+            assert!(count > 50 && import.applied.index > 60, "{version} {name}: {count} {:?}", import.applied);
+            assert!(import.applied.conf_state.voters.len() >= 3, "{:?}", import.applied);
+        }
+    }
+}
+
+/// A file of this name below `dir`.
+fn find(dir: &Path, name: &str) -> Option<PathBuf> {
+    let entries: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let here = entries.iter().find(|path| path.is_file() && path.ends_with(name)).cloned();
+    here.or_else(|| entries.iter().filter(|path| path.is_dir()).find_map(|path| find(path, name)))
+}
+
+/// A bucket and its pairs.
+type BucketPairs<'a> = (&'static str, &'a [(&'a [u8], &'a [u8])]);
+
+/// A file with these buckets.
+fn with_buckets(path: &Path, buckets: &[BucketPairs<'_>]) -> Result<Import, Failure> {
+    let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
+    let mut writer = BoltWriter::create(file, path).unwrap();
+    for (name, pairs) in buckets {
+        writer.bucket(name).unwrap();
+        for (key, value) in *pairs {
+            writer.pair(key, value).unwrap();
+        }
+    }
+    writer.finish().unwrap();
+    import(path)
+}
+
+#[test]
+fn files_of_older_members_lack_buckets_term_and_conf_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let index: &[(&[u8], &[u8])] = &[(b"consistent_index", &9_u64.to_be_bytes())];
+    let import = with_buckets(&path, &[("key", &[]), ("meta", index)]).unwrap();
+    assert_eq!(import.applied, crate::server::checkpoint::Applied { index: 9, ..Default::default() });
+    assert!(import.buckets.is_empty());
+}
+
+#[test]
+fn files_that_are_not_a_members_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let short: &[(&[u8], &[u8])] = &[(b"consistent_index", b"123")];
+    let no_json: &[(&[u8], &[u8])] = &[(b"confState", b"voters")];
+    for (expected, buckets) in [
+        ("has no bucket key", &[("auth", &[][..]), ("meta", &[])][..]),
+        ("has no bucket meta", &[("key", &[])]),
+        ("a bucket other that no known etcd has", &[("key", &[]), ("meta", &[]), ("other", &[])]),
+        ("consistent_index has 3 bytes", &[("key", &[]), ("meta", short)]),
+        ("confState", &[("key", &[]), ("meta", no_json)]),
+    ] {
+        let failure = with_buckets(&path, buckets).unwrap_err().to_string();
+        assert!(failure.contains(expected), "{failure} for {expected}");
     }
 }
