@@ -15,6 +15,7 @@ pub struct Facts {
     pub id: u64,
     pub term: u64,
     pub last_index: u64,
+    pub leading: bool,
     /// This member applied its own removal while leading: its library must not count votes for commits any more (R17).
     pub removed_as_leader: bool,
     /// Too much is committed and not applied (config::UNAPPLIED_BYTES_MAX).
@@ -58,6 +59,8 @@ pub fn judge(message: &Message, facts: &Facts) -> Verdict {
                 Verdict::Step
             }
         }
+        // A follower would forward it, and the library panics on its term.
+        numbers::MSG_TRANSFER_LEADER if !facts.leading || message.term > facts.term => Verdict::Drop("not the leader"),
         _ => Verdict::Step,
     }
 }
@@ -116,7 +119,8 @@ mod tests {
     use super::*;
     use crate::proto::raftpb::Entry;
 
-    const FACTS: Facts = Facts { id: 1, term: 5, last_index: 10, removed_as_leader: false, apply_is_behind: false };
+    const FACTS: Facts =
+        Facts { id: 1, term: 5, last_index: 10, leading: true, removed_as_leader: false, apply_is_behind: false };
 
     fn message(kind: u64) -> Message {
         Message { r#type: kind, to: 1, from: 2, term: 5, ..Default::default() }
@@ -159,6 +163,15 @@ mod tests {
             check(Message { from: 1, term: 0, entries: entries.clone(), ..message(kind) }, Verdict::Step);
         }
         check(Message { from: 1, term: 5, ..message(numbers::MSG_TRANSFER_LEADER) }, Verdict::Step);
+    }
+
+    #[test]
+    fn only_a_leader_takes_a_transfer() {
+        let transfer = message(numbers::MSG_TRANSFER_LEADER);
+        check(transfer.clone(), Verdict::Step);
+        check_dropped(Message { term: 6, ..transfer.clone() });
+        let follower = Facts { leading: false, ..FACTS };
+        assert_eq!(judge(&transfer, &follower), Verdict::Drop("not the leader"));
     }
 
     #[test]

@@ -487,6 +487,7 @@ impl Node {
             id: self.id,
             term: raft.term,
             last_index: raft.raft_log.last_index(),
+            leading: raft.state == StateRole::Leader,
             removed_as_leader: self.removed_at.is_some() && raft.state == StateRole::Leader,
             apply_is_behind: self.handed_out.bytes() >= UNAPPLIED_BYTES_MAX,
         }

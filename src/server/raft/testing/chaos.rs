@@ -3,11 +3,16 @@
 use super::cluster::Cluster;
 use crate::proto::raft_numbers as numbers;
 
-const STEPS: usize = 3_000;
+const STEPS: usize = 10_000;
 
 /// One run: messages lost, repeated and reordered, one-way cuts, crashes at every step of a round, restarts, slow applies,
 /// checkpoints; writes and reads everywhere. Returns a digest of what was applied.
 fn run(seed: u64, voters: u64) -> String {
+    let cluster = run_cluster(seed, voters);
+    format!("{} reads, {:?}", cluster.judge.reads_served, cluster.judge.applied)
+}
+
+fn run_cluster(seed: u64, voters: u64) -> Cluster {
     let mut cluster = Cluster::new(seed, voters);
     cluster.loss = cluster.rng.next() % 20;
     cluster.duplicates = cluster.rng.next() % 20;
@@ -29,7 +34,7 @@ fn run(seed: u64, voters: u64) -> String {
     let reader = 1 + seed % voters;
     let read = cluster.read(reader);
     cluster.until("a read after the storm", 50, |cluster| cluster.was_served(&read));
-    format!("{} reads, {:?}", cluster.judge.reads_served, cluster.judge.applied)
+    cluster
 }
 
 fn disturb(cluster: &mut Cluster, voters: u64) {
@@ -63,25 +68,33 @@ fn disturb(cluster: &mut Cluster, voters: u64) {
     }
 }
 
+/// Runs the seeds; fails if the faults that the runs are about did not happen.
+fn run_all(seeds: std::ops::Range<u64>, voters: u64) {
+    let (mut crashes, mut reads, mut snapshots, mut terms) = (0, 0, 0, 0);
+    for seed in seeds {
+        let cluster = run_cluster(seed, voters);
+        crashes += cluster.crash_count;
+        reads += cluster.judge.reads_served;
+        snapshots += cluster.members.values().map(|member| member.snapshots_installed).sum::<usize>();
+        terms += cluster.node(1).status().term;
+    }
+    assert!(crashes > 100 && reads > 100 && terms > 100, "{crashes} crashes, {reads} reads, {terms} terms");
+    assert!(voters == 1 || snapshots > 10, "{snapshots} snapshots");
+}
+
 #[test]
 fn three_members_keep_every_promise() {
-    for seed in 0..40 {
-        run(seed, 3);
-    }
+    run_all(0..120, 3);
 }
 
 #[test]
 fn five_members_keep_every_promise() {
-    for seed in 1_000..1_015 {
-        run(seed, 5);
-    }
+    run_all(1_000..1_040, 5);
 }
 
 #[test]
 fn one_member_keeps_every_promise() {
-    for seed in 2_000..2_020 {
-        run(seed, 1);
-    }
+    run_all(2_000..2_040, 1);
 }
 
 #[test]

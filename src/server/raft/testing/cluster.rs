@@ -135,6 +135,8 @@ pub struct Member {
     pub refused: Vec<(u64, Refusal)>,
     pub dropped: Vec<&'static str>,
     pub removed: bool,
+    /// The failure that stopped the member.
+    pub failed: Option<String>,
     pub snapshots_installed: usize,
     /// While set, apply does nothing.
     pub apply_stalled: bool,
@@ -191,6 +193,8 @@ pub struct Cluster {
     /// Percent of rounds that end in a crash of the member, at one of its steps.
     pub crashes: u64,
     next_request: u64,
+    /// How often a member crashed.
+    pub crash_count: usize,
 }
 
 impl Cluster {
@@ -210,13 +214,16 @@ impl Cluster {
             duplicates: 0,
             crashes: 0,
             next_request: 1,
+            crash_count: 0,
         };
         for entry in &entries {
             cluster.judge.saw_applied(0, entry);
         }
-        let checkpoint = State { index: count, term: 1, voters: conf_state.voters.into_iter().collect(), ..State::default() };
+        let checkpoint =
+            State { index: count, term: 1, voters: conf_state.voters.into_iter().collect(), ..State::default() };
         for id in 1..=count {
-            cluster.add(id, Disk { hard_state, base: (0, 0), entries: entries.clone(), checkpoint: checkpoint.clone() });
+            cluster
+                .add(id, Disk { hard_state, base: (0, 0), entries: entries.clone(), checkpoint: checkpoint.clone() });
         }
         cluster
     }
@@ -237,6 +244,7 @@ impl Cluster {
             refused: Vec::new(),
             dropped: Vec::new(),
             removed: false,
+            failed: None,
             snapshots_installed: 0,
             apply_stalled: false,
         };
@@ -250,6 +258,7 @@ impl Cluster {
     }
 
     pub fn crash(&mut self, id: u64) {
+        self.crash_count += 1;
         let member = self.member(id);
         member.node = None;
         member.inputs.clear();
@@ -341,8 +350,13 @@ impl Cluster {
     pub fn run(&mut self, id: u64) {
         for input in std::mem::take(&mut self.member(id).inputs) {
             let Some(node) = self.member(id).node.as_mut() else { return };
-            let effects = node.step(input).unwrap();
-            self.effects(id, effects);
+            match node.step(input) {
+                Ok(effects) => self.effects(id, effects),
+                Err(failure) => {
+                    self.member(id).failed = Some(failure.to_string());
+                    return self.crash(id);
+                }
+            }
         }
         while self.members[&id].node.as_ref().is_some_and(Node::has_ready) {
             self.round(id);
@@ -479,7 +493,10 @@ impl Cluster {
     pub fn checkpoint(&mut self, id: u64) {
         let member = self.member(id);
         let Some(node) = &member.node else { return };
-        // What is applied was committed and saved: the simulated disk needs no snapshot record.
+        if member.state.index < member.disk.checkpoint.index {
+            // A received snapshot is durable and not installed yet: it is the newer checkpoint.
+            return;
+        }
         let release = member.previous_checkpoint.min(node.base_index());
         member.previous_checkpoint = member.disk.checkpoint.index;
         member.disk.checkpoint = member.state.clone();
