@@ -168,3 +168,8 @@ fn delete_in(txn: &mut WriteTxn<'_>, leases: &mut dyn Leases, key: &Bytes, mark:
     }
     Ok(())
 }
+
+#[cfg(test)]
+pub mod test_leases;
+#[cfg(test)]
+mod tests;

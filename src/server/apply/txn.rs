@@ -257,3 +257,6 @@ impl Leases for NoLeases {
 
     fn detach(&mut self, _id: i64, _key: &Bytes) {}
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,3 +3,4 @@
 mod random;
 mod readers;
 mod restart;
+mod scripts;
