@@ -52,7 +52,11 @@ fn load(snapshot: &Path, dir: &Path) -> (Store, Frozen) {
     let batch = Batch {
         records: import.records().expect("records").collect::<Result<_, _>>().expect("whole records"),
         removed: Vec::new(),
-        pairs: import.buckets.iter().map(|((bucket, key), value)| (*bucket, key.clone(), Some(value.clone()))).collect(),
+        pairs: import
+            .buckets
+            .iter()
+            .map(|((bucket, key), value)| (*bucket, key.clone(), Some(value.clone())))
+            .collect(),
         applied: import.applied.clone(),
     };
     let tables = checkpoint.write(&batch).expect("written");

@@ -16,3 +16,6 @@ pub mod ports;
 pub mod published;
 pub mod queue;
 pub mod quota;
+
+pub mod kv;
+pub mod txn;

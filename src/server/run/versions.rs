@@ -1,0 +1,1 @@
+//! What release the other members run, asked over their peer port.
