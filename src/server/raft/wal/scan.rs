@@ -36,9 +36,9 @@ impl Segment {
                 self.begin = Some(self.begin.map_or(index, |begin| begin.min(index)));
                 self.last = index;
             }
-            Effect::Install(index) => {
-                self.begin = Some(index);
-                self.last = self.last.max(index);
+            Effect::Install { base, last } => {
+                self.begin = Some(base);
+                self.last = last;
             }
         }
     }
