@@ -80,7 +80,7 @@ impl SimDisk {
     }
 
     /// The `n`-th changing operation from now (1 is the next) returns this error number; later ones go on. A write
-    /// leaves its first half, as a full disk does; a failed sync loses what it should have saved.
+    /// leaves its first part, up to a sector, as a full disk does; a failed sync loses what it should have saved.
     pub fn fail_at(&self, n: u64, errno: i32) {
         let mut state = self.lock();
         let at = state.operations + n;
@@ -259,7 +259,8 @@ impl File for SimFile {
                 return Err(power_is_off());
             }
             Fate::Fails(errno) => {
-                inode.write(offset, &bytes[..bytes.len() / 2]);
+                let end = (offset + bytes.len() / 2) / SECTOR_BYTES * SECTOR_BYTES;
+                inode.write(offset, &bytes[..end.saturating_sub(offset)]);
                 return Err(io::Error::from_raw_os_error(errno));
             }
         }
@@ -366,13 +367,13 @@ mod tests {
     }
 
     #[test]
-    fn injected_fault_hits_once_and_a_full_disk_leaves_half_a_write() {
+    fn injected_fault_hits_once_and_a_full_disk_leaves_whole_sectors() {
         let disk = SimDisk::new(1);
         let mut file = disk.create(Path::new("/a")).unwrap();
         disk.fail_at(1, ENOSPC);
-        let error = file.write_at(0, &[3; 100]).unwrap_err();
+        let error = file.write_at(0, &[3; 2000]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-        assert_eq!(disk.content(Path::new("/a")).unwrap(), [3; 50]);
+        assert_eq!(disk.content(Path::new("/a")).unwrap(), [3; 512]);
         file.write_at(0, &[4; 100]).unwrap();
     }
 

@@ -246,17 +246,21 @@ impl Wal {
     }
 
     fn try_save(&mut self, hard_state: Option<&HardState>, entries: &[Entry], must_sync: bool) -> Result<(), Failure> {
+        entries.iter().try_for_each(check_size)?;
         let state = *hard_state.unwrap_or(&self.hard_state);
         assert!(state.term >= self.hard_state.term, "term {} after {}", state.term, self.hard_state.term);
         let installed = self.install.take_if(|install| install.index <= state.commit);
         if let Some(install) = installed {
             self.note_install(install);
         }
+        if state.term > self.hard_state.term && !entries.is_empty() {
+            // A torn save may keep its entries and lose its end: their term must not be news then.
+            self.encoder.hard_state(&HardState { commit: self.hard_state.commit, ..state });
+        }
         for entry in entries {
             assert!(entry.index > self.hard_state.commit, "entry {} is committed and was to change", entry.index);
             self.shape.append(entry);
             self.current_segment().note(Effect::Entry(entry.index));
-            check_size(entry)?;
             self.encoder.entry(entry);
         }
         assert!(
@@ -319,7 +323,7 @@ impl Wal {
     fn note_install(&mut self, install: Position) {
         if !self.shape.has(install) {
             self.shape.install(install);
-            self.current_segment().note(Effect::Install(install.index));
+            self.current_segment().note(Effect::Install { base: install.index, last: install.index });
         }
     }
 

@@ -52,8 +52,11 @@ pub enum Effect {
     None,
     /// An entry of this index became the log's last one.
     Entry(u64),
-    /// The log begins anew behind this index.
-    Install(u64),
+    /// The log begins anew behind `base` and ends with `last`.
+    Install {
+        base: u64,
+        last: u64,
+    },
 }
 
 /// The state of reading.
@@ -146,9 +149,9 @@ impl Replay {
         if self.log.as_ref().is_some_and(|log| log.has(install.base)) {
             return Ok(Effect::None);
         }
-        let index = install.base.index;
+        let effect = Effect::Install { base: install.base.index, last: install.last_index() };
         self.log = Some(install);
-        Ok(Effect::Install(index))
+        Ok(effect)
     }
 
     fn snapshot(&mut self, data: Bytes) -> Result<Effect, String> {

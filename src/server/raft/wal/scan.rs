@@ -17,6 +17,9 @@ use crate::server::raft::wal::segment::SegmentReader;
 use crate::server::raft::wal::segment::Step;
 use crate::server::raft::wal::torn;
 
+/// Records that a segment begins with: CRC, metadata, and the snapshot {0, 0} in the first or the hard state in others.
+const HEAD_RECORDS: u64 = 3;
+
 /// Which entries a segment holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -36,9 +39,9 @@ impl Segment {
                 self.begin = Some(self.begin.map_or(index, |begin| begin.min(index)));
                 self.last = index;
             }
-            Effect::Install(index) => {
-                self.begin = Some(index);
-                self.last = self.last.max(index);
+            Effect::Install { base, last } => {
+                self.begin = Some(base);
+                self.last = last;
             }
         }
     }
@@ -139,7 +142,7 @@ impl Reading {
             records += 1;
         };
         // Its head is synced before it has its name, so no power cut takes that away.
-        if records < 2 {
+        if records < HEAD_RECORDS {
             return Err(torn.unwrap_or_else(|| reader.damaged("the segment has no head")));
         }
         self.segments.push(segment);
@@ -156,7 +159,7 @@ impl Reading {
 /// Decides whether what is behind the last good record of the last segment may be cut.
 fn judge_tail(mut reader: SegmentReader, torn: Option<Failure>, synced: bool) -> Result<Tail, Failure> {
     let leftover = reader.leftover()?;
-    if synced && torn::was_synced(&leftover) {
+    if synced && torn::was_synced(reader.last_kind(), &leftover) {
         return Err(torn.unwrap_or_else(|| reader.damaged("zeros before valid records")));
     }
     let (path, offset, crc) = (reader.path().to_owned(), reader.offset(), reader.crc());

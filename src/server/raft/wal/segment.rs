@@ -41,6 +41,7 @@ pub struct SegmentReader {
     /// Where the next frame starts.
     offset: u64,
     crc: u32,
+    last_kind: Option<Kind>,
     chunk: Bytes,
     chunk_start: u64,
 }
@@ -49,7 +50,16 @@ impl SegmentReader {
     /// `crc` is the running CRC at the end of the segment before; 0 for the oldest one that is left.
     pub fn new(file: Box<dyn File>, path: PathBuf, crc: u32) -> Result<SegmentReader, Failure> {
         let file_bytes = file.len().map_err(Failure::io("cannot read the length of", &path))?;
-        Ok(SegmentReader { file, path, file_bytes, offset: 0, crc, chunk: Bytes::new(), chunk_start: 0 })
+        Ok(SegmentReader {
+            file,
+            path,
+            file_bytes,
+            offset: 0,
+            crc,
+            last_kind: None,
+            chunk: Bytes::new(),
+            chunk_start: 0,
+        })
     }
 
     /// Where the next frame starts, in bytes: the end of the last good record.
@@ -60,6 +70,11 @@ impl SegmentReader {
     /// The CRC of everything read so far.
     pub fn crc(&self) -> u32 {
         self.crc
+    }
+
+    /// What the last good record was; `None` before the first.
+    pub fn last_kind(&self) -> Option<Kind> {
+        self.last_kind
     }
 
     pub fn path(&self) -> &Path {
@@ -100,6 +115,7 @@ impl SegmentReader {
         match self.check(&body) {
             Ok((record, crc)) => {
                 self.crc = crc;
+                self.last_kind = Some(record.kind);
                 self.offset = start + record_bytes + padding;
                 Ok(Step::Record(record))
             }

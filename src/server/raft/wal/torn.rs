@@ -15,9 +15,16 @@ use crate::server::raft::wal::record::Record;
 use crate::server::raft::wal::record::decode_length;
 use crate::server::raft::wal::record::decode_record;
 
-/// True if what follows was written after a sync that covered the bad record. `leftover` starts at the bad frame.
-pub fn was_synced(leftover: &Bytes) -> bool {
-    let mut order = SaveOrder { entry: leftover.get(8..10) == Some(&[0x08, Kind::Entry as u8]), finished: false };
+/// True if what follows was written after a sync that covered the bad record. `leftover` starts at the bad frame,
+/// `before` is the record in front of it.
+pub fn was_synced(before: Option<Kind>, leftover: &Bytes) -> bool {
+    let mut order = SaveOrder { entry: before == Some(Kind::Entry), finished: false };
+    // Of the bad record, only the kind that is there to be read counts.
+    match leftover.get(8..10) {
+        Some([0x08, 0x02]) => order.entry = true,
+        Some([0x08, 0x03]) => order.finished = order.entry,
+        _ => {}
+    }
     let mut at = FRAME_BYTES;
     while at < leftover.len() {
         let run = chained_run(leftover, at);
@@ -110,7 +117,8 @@ mod tests {
             }
         }
         spoil(&mut encoder.buffer);
-        assert_eq!(was_synced(&Bytes::from(encoder.buffer)), expected, "{records}");
+        let buffer = Bytes::from(encoder.buffer);
+        assert_eq!(was_synced(Some(Kind::HardState), &buffer), expected, "{records}");
     }
 
     #[test]
@@ -134,11 +142,23 @@ mod tests {
     }
 
     #[test]
+    fn hard_state_that_ends_a_save_with_entries_was_synced_before_the_next_record() {
+        let mut encoder = Encoder::default();
+        for commit in [1, 2, 3] {
+            encoder.hard_state(&HardState { term: 1, vote: 1, commit });
+        }
+        encoder.buffer[..8].fill(0);
+        let leftover = Bytes::from(encoder.buffer);
+        assert!(was_synced(Some(Kind::Entry), &leftover));
+        assert!(!was_synced(Some(Kind::HardState), &leftover));
+    }
+
+    #[test]
     fn arbitrary_bytes_prove_nothing() {
         let mut dice = crate::disk::sim::Dice::new(5);
         for len in 0..300 {
             let bytes: Vec<u8> = (0..len).map(|_| dice.roll() as u8).collect();
-            assert!(!was_synced(&Bytes::from(bytes)));
+            assert!(!was_synced(Some(Kind::Entry), &Bytes::from(bytes)));
         }
     }
 }
