@@ -16,6 +16,8 @@
 pub mod compaction;
 pub mod hash;
 pub mod index;
+pub mod pages;
+pub mod read;
 pub mod records;
 pub mod restore;
 pub mod store;
@@ -24,3 +26,6 @@ pub mod write;
 
 #[cfg(test)]
 pub mod testing;
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,9 @@ use crate::server::checkpoint::Record;
 /// Slots of a chunk.
 const CHUNK_RECORDS: usize = 256;
 
+/// A chunk with so many bytes takes no more records, so that large values leave memory one by one.
+const CHUNK_BYTES: usize = 256 << 10;
+
 /// Bytes of stored records that stay in memory, for watchers that catch up and compactions of what is young.
 pub const KEPT_BYTES_MAX: usize = 4 << 20;
 
@@ -83,7 +86,8 @@ impl RingWriter {
     pub fn push(&mut self, record: Record, bytes: usize) {
         assert!(record.revision > self.newest, "record {} after {}", record.revision, self.newest);
         self.newest = record.revision;
-        if self.bytes.is_empty() || self.filled == CHUNK_RECORDS {
+        let is_full = self.filled == CHUNK_RECORDS || self.bytes.back().is_none_or(|bytes| *bytes >= CHUNK_BYTES);
+        if is_full {
             Arc::make_mut(&mut self.ring.chunks).push(Arc::new(Chunk::new(record.revision)));
             self.bytes.push_back(0);
             self.filled = 0;
@@ -170,6 +174,14 @@ mod tests {
             Some(Revision::new(256, 1)),
             "2560 bytes are stored, dropping them keeps none"
         );
+    }
+
+    #[test]
+    fn large_records_leave_one_by_one() {
+        let mut writer = RingWriter::default();
+        (1..=9).for_each(|main| writer.push(record(main, 0), 1 << 20));
+        writer.trim(Revision::new(8, 0), KEPT_BYTES_MAX);
+        assert_eq!(writer.ring().first(), Some(Revision::new(5, 0)));
     }
 
     #[test]

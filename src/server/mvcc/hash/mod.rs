@@ -132,12 +132,15 @@ enum Stage {
 
 impl HashJob {
     pub fn new(at: i64, compact_revision: i64) -> HashJob {
+        // Before the first compaction everything counts, whatever is kept.
+        let stage =
+            if compact_revision < 0 { Stage::Hash { next: Revision::default() } } else { Stage::Keep { after: None } };
         HashJob {
             at,
             compact_revision,
             counts_tombstones: false,
             kept: Kept { revisions: Vec::new(), is_empty: true },
-            stage: Stage::Keep { after: None },
+            stage,
             crc: crc32c::crc32c(BUCKET_NAME),
             combiner: Combiner::new(),
         }
