@@ -5,6 +5,13 @@
 //! file and ours convert pair by pair. Both change only in a `Batch`, which carries the applied index, term and ConfState
 //! of the entry it ends with and is written in one transaction.
 
+pub mod flusher;
+pub mod memory;
+pub mod metrics;
+pub mod schema;
+pub mod store;
+pub mod tables;
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -91,7 +98,9 @@ impl Record {
 
     /// CRC-32C of the storage key and the encoded pair, one behind the other: what etcd's hashes run over (server.md 3.9).
     pub fn crc(&self) -> u32 {
-        crc32c::crc32c_append(crc32c::crc32c(&self.storage_key()), &self.encoded())
+        let mark: &[u8] = if self.tombstone { b"t" } else { b"" };
+        let key = crc32c::crc32c_append(crc32c::crc32c(&self.revision.storage_key()), mark);
+        crc32c::crc32c_append(key, &self.encoded())
     }
 
     /// Length of what `crc` covers.
@@ -155,6 +164,44 @@ pub struct Batch {
     /// The entry this batch ends with.
     pub applied: Applied,
 }
+
+impl Batch {
+    /// Roughly what the batch holds in memory, in bytes: keys, values and a fixed cost an item.
+    pub fn bytes(&self) -> usize {
+        let records = self.records.iter().map(|record| record.kv.key.len() + record.kv.value.len() + RECORD_COST_BYTES);
+        let pairs = self.pairs.iter();
+        let pairs = pairs.map(|(_, key, value)| key.len() + value.as_ref().map_or(0, Bytes::len) + PAIR_COST_BYTES);
+        records.sum::<usize>() + pairs.sum::<usize>() + self.removed.len() * size_of::<Revision>()
+    }
+
+    /// Nothing but the applied mark would be written.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.removed.is_empty() && self.pairs.is_empty()
+    }
+
+    /// Appends a batch that follows this one.
+    pub fn merge(&mut self, later: Batch) {
+        assert!(
+            later.applied.index >= self.applied.index,
+            "a batch that ends with entry {} after one that ends with {}",
+            later.applied.index,
+            self.applied.index
+        );
+        if let (Some(last), Some(first)) = (self.records.last(), later.records.first()) {
+            assert!(last.revision < first.revision, "revision {} after {}", first.revision, last.revision);
+        }
+        self.records.extend(later.records);
+        self.removed.extend(later.removed);
+        self.pairs.extend(later.pairs);
+        self.applied = later.applied;
+    }
+}
+
+/// What a record costs in a batch beside its key and value.
+const RECORD_COST_BYTES: usize = 128;
+
+/// What a pair costs in a batch beside its bytes.
+const PAIR_COST_BYTES: usize = 80;
 
 /// Read-only tables of one transaction. Nothing in them changes; an entry that should be there and is not is damage.
 pub trait Tables: Send + Sync {

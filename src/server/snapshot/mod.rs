@@ -1,5 +1,12 @@
 //! Whole-state transfer in etcd's database file format: building an image, reading one, installing it.
 
+pub mod boltfile;
+pub mod contents;
+pub mod hash;
+pub mod install;
+pub mod metrics;
+pub mod send;
+
 use std::fs::File;
 use std::path::PathBuf;
 
@@ -29,3 +36,6 @@ pub trait ImageSink: Send + Sync {
     /// message may be stepped.
     fn prepare(&self, message: &Message) -> Result<(), Failure>;
 }
+
+#[cfg(test)]
+mod testing;
