@@ -2,6 +2,10 @@
 //!
 //! Nothing here knows what a file means. Errors are plain `io::Error`; whoever knows the file's purpose adds its name.
 
+pub mod lock;
+pub mod real;
+pub mod sim;
+
 use std::io;
 use std::path::Path;
 
@@ -37,4 +41,29 @@ pub trait File: Send {
     fn len(&self) -> io::Result<u64>;
     /// fdatasync.
     fn sync_data(&mut self) -> io::Result<()>;
+}
+
+/// Creates a directory and its missing parents, and makes all of them durable: one that vanishes at a power cut takes
+/// every synced file in it along. The entry of `path` itself is synced even if it exists, for whoever created it may
+/// have died before doing so.
+pub fn create_dir_durably(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    let mut fresh = vec![path];
+    for ancestor in path.ancestors().skip(1) {
+        if ancestor.as_os_str().is_empty() || disk.exists(ancestor)? {
+            break;
+        }
+        fresh.push(ancestor);
+    }
+    disk.create_dir_all(path)?;
+    // The outermost first: an entry is of no use in a directory that is not durable itself.
+    fresh.iter().rev().try_for_each(|created| disk.sync_dir(parent_of(created)))
+}
+
+/// The directory that holds `path`; the current one for a bare name.
+pub fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) => Path::new("."),
+        None => path,
+    }
 }
