@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use crate::common::version::ETCD_VERSION;
 use crate::common::version::QUORATE_VERSION;
+use crate::ctl::Personality;
 
 /// A command line that cannot be understood.
 const EXIT_USAGE: u8 = 2;
@@ -68,7 +69,13 @@ impl Program {
     pub fn run(self) -> ExitCode {
         match self {
             Program::Server(manner, words) => crate::server::run::main(words, manner),
-            Program::Ctl(manner, words) => crate::ctl::main(words, manner),
+            Program::Ctl(manner, words) => {
+                let personality = match manner {
+                    Manner::Original => Personality::Etcdctl,
+                    Manner::Native => Personality::Native,
+                };
+                crate::ctl::main(words, personality)
+            }
             Program::Supervisor(manner, words) => crate::supervisor::main(words, manner),
             Program::Help => {
                 anstream::print!("{HELP}");

@@ -352,9 +352,9 @@ mod tests {
     use crate::server::apply::outcome::Outcome;
     use crate::server::apply::ports::Listener;
     use crate::server::apply::quota::Space;
+    use crate::server::apply::testing::empty_views;
     use crate::server::cluster::handle::ClusterHandle;
     use crate::server::cluster::membership::Membership;
-    use crate::server::mvcc::testing::empty_views;
     use crate::server::raft::state_machine::RaftStatus;
     use crate::server::raft::state_machine::StateMachine;
     use crate::server::waiters::DeskMetrics;
@@ -439,6 +439,7 @@ mod tests {
     }
 
     fn bench(plans: &[Plan], quota: i64, connected: &[u64]) -> Bench {
+        let ends_in_timeout = matches!(plans, [Plan::Silence | Plan::Refuse(Refusal::NoLeader)]);
         let registry = prometheus::Registry::new();
         let desk = Arc::new(Desk::new(MemberId(1), 0, DeskMetrics::register(&registry)));
         let alarms = AlarmsHandle::default();
@@ -457,7 +458,7 @@ mod tests {
         let proposer = Proposer::new(ProposerParts {
             limits: ProposeLimits {
                 request_bytes_max: 100,
-                request_timeout: RT,
+                request_timeout: if ends_in_timeout { RT } else { Duration::from_secs(60) },
                 election_timeout: Duration::from_secs(10),
             },
             ids: Arc::new(RequestIds::new(MemberId(1), 0)),

@@ -222,8 +222,8 @@ mod tests {
     use crate::server::apply::alarm::AlarmsHandle;
     use crate::server::apply::ports::Listener;
     use crate::server::apply::quota::Space;
+    use crate::server::apply::testing::empty_views;
     use crate::server::cluster::handle::ClusterHandle;
-    use crate::server::mvcc::testing::empty_views;
     use crate::server::propose::Busy;
     use crate::server::raft::state_machine::RaftStatus;
     use crate::server::waiters::DeskMetrics;

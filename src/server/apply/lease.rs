@@ -26,7 +26,8 @@ impl Leases for Lessor {
     }
 
     fn attach(&mut self, id: i64, key: &Bytes) {
-        Lessor::attach(self, id, key);
+        // A copy: the key is a slice of its entry's buffer, and a lease outlives the entry.
+        Lessor::attach(self, id, &Bytes::copy_from_slice(key));
     }
 
     fn detach(&mut self, id: i64, key: &Bytes) {
@@ -35,7 +36,11 @@ impl Leases for Lessor {
 }
 
 /// Grants a lease under the id that the proposer chose.
-pub fn grant(store: &Store, lessor: &mut Lessor, request: &LeaseGrantRequest) -> Result<LeaseGrantResponse, ApplyError> {
+pub fn grant(
+    store: &Store,
+    lessor: &mut Lessor,
+    request: &LeaseGrantRequest,
+) -> Result<LeaseGrantResponse, ApplyError> {
     let lease = lessor.grant(request.id, request.ttl)?;
     Ok(LeaseGrantResponse {
         header: header(store.revision()),

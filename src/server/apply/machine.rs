@@ -369,3 +369,6 @@ fn cost(request: &Request) -> u64 {
 fn outcome(request_id: u64, result: Result<Reply, Answer>) -> Option<Outcome> {
     (request_id != 0).then_some(Outcome { request_id, result })
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,12 +10,19 @@
 //! feeds it and does what it asks for, through the traits in `ports`.
 
 pub mod alarm;
+pub mod cluster;
 pub mod decode;
+pub mod kv;
+pub mod lease;
+pub mod machine;
+pub mod metrics;
 pub mod outcome;
 pub mod ports;
 pub mod published;
 pub mod queue;
 pub mod quota;
-
-pub mod kv;
+pub mod thread;
 pub mod txn;
+
+#[cfg(test)]
+pub mod testing;

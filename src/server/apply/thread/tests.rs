@@ -1,0 +1,334 @@
+//! Facts about the thread: who is told what in which order, and how it ends.
+
+use super::*;
+
+use std::sync::Mutex;
+use std::sync::mpsc;
+
+use bytes::Bytes;
+
+use crate::common::ids::ClusterId;
+use crate::common::ids::MemberId;
+use crate::proto::raftpb::ConfChange;
+use crate::proto::raftpb::SnapshotMetadata;
+use crate::server::apply::alarm::AlarmsHandle;
+use crate::server::apply::outcome::Outcome;
+use crate::server::apply::outcome::PeerChange;
+use crate::server::apply::ports::FrozenState;
+use crate::server::apply::ports::Installed;
+use crate::server::apply::ports::Listener;
+use crate::server::apply::quota::Space;
+use crate::server::apply::testing::Written;
+use crate::server::apply::testing::bootstrap;
+use crate::server::apply::testing::compaction;
+use crate::server::apply::testing::conf_entry;
+use crate::server::apply::testing::empty_views;
+use crate::server::apply::testing::entry;
+use crate::server::apply::testing::grant;
+use crate::server::apply::testing::put;
+use crate::server::checkpoint::Batch;
+use crate::server::checkpoint::Record;
+use crate::server::cluster::handle::ClusterHandle;
+use crate::server::cluster::member::Member;
+use crate::server::mvcc::view::View;
+use crate::server::raft::state_machine::RaftStatus;
+use crate::server::raft::state_machine::Refusal;
+use crate::server::raft::state_machine::StateMachine;
+
+/// Everyone the thread talks to, in one: writes down what it is told, as text.
+struct World {
+    told: Mutex<Vec<String>>,
+    published: Published,
+    written: Mutex<Written>,
+    image: Mutex<Option<Written>>,
+    panic_on_flush: bool,
+}
+
+impl World {
+    fn tell(&self, text: String) {
+        self.told.lock().expect("no panic").push(text);
+    }
+
+    fn revision(&self) -> i64 {
+        self.published.view().revision()
+    }
+}
+
+impl Listener for World {
+    fn answered(&self, outcomes: Vec<Outcome>) {
+        let ids: Vec<u64> = outcomes.iter().map(|outcome| outcome.request_id).collect();
+        self.tell(format!("answered {ids:?} at revision {}", self.revision()));
+    }
+
+    fn applied(&self, index: u64) {
+        self.tell(format!("applied {index} at revision {}", self.revision()));
+    }
+
+    fn term_started(&self) {
+        self.tell("term started".to_owned());
+    }
+
+    fn outcomes_lost(&self) {
+        self.tell(format!("outcomes lost at revision {}", self.revision()));
+    }
+
+    fn out_of_space(&self) {
+        self.tell("out of space".to_owned());
+    }
+
+    fn compaction(&self, scheduled: i64, finished: i64) {
+        self.tell(format!("compaction {scheduled} {finished}"));
+    }
+
+    fn refused(&self, _request_id: u64, _why: Refusal) {}
+
+    fn read_ready(&self, _context: Bytes, _index: u64) {}
+
+    fn status_changed(&self, _status: RaftStatus) {}
+}
+
+impl RaftReports for World {
+    fn applied(&self, index: u64) {
+        self.tell(format!("raft: applied {index}"));
+    }
+
+    fn conf_change_applied(&self, index: u64, change: Option<ConfChange>) {
+        let change = change.map(|change| (change.r#type, change.node_id));
+        self.tell(format!("raft: change {index} {change:?} with {} members", self.published.cluster.members().len()));
+    }
+
+    fn snapshot_installed(&self, index: u64) {
+        self.tell(format!("raft: installed {index}"));
+    }
+}
+
+impl FlushPort for World {
+    fn submit(&self, batch: Batch) {
+        assert!(!self.panic_on_flush, "the disk is on fire");
+        self.tell(format!("flush {} of {} records", batch.applied.index, batch.records.len()));
+        self.written.lock().expect("no panic").write(&batch);
+    }
+
+    fn flush_soon(&self) {
+        self.tell("flush soon".to_owned());
+    }
+}
+
+impl Snapshots for World {
+    fn build(&self, frozen: FrozenState) {
+        let FrozenState { view, applied, .. } = frozen;
+        self.tell(format!("build {} at revision {}", applied.index, view.revision()));
+    }
+
+    fn install(&self, _snapshot: &Snapshot) -> Result<Installed, Failure> {
+        let image = self.image.lock().expect("no panic").clone().expect("an image");
+        Ok(Installed { tables: Arc::new(image.tables), buckets: image.buckets, applied: image.applied })
+    }
+}
+
+impl PeerPort for World {
+    fn changed(&self, change: PeerChange) {
+        self.tell(format!("peers: {change:?}"));
+    }
+
+    fn replaced(&self, members: &[Member], removed: &[MemberId]) {
+        self.tell(format!("peers: replaced by {} and {} removed", members.len(), removed.len()));
+    }
+}
+
+impl EventSink for World {
+    fn records(&self, view: &Arc<View>, records: &[Record]) {
+        self.tell(format!("events {} at revision {}", records.len(), view.revision()));
+    }
+}
+
+struct Bench {
+    world: Arc<World>,
+    queue: ApplyHandle,
+    thread: JoinHandle<()>,
+    failures: mpsc::Receiver<String>,
+}
+
+fn start_from(written: &Written, image: Option<Written>, panic_on_flush: bool) -> Bench {
+    let cluster = ClusterHandle::new(ClusterId(1), MemberId(1));
+    let machine = written.machine(-1);
+    let published = Published::new(cluster, AlarmsHandle::default(), Space::new(-1), empty_views());
+    let world = Arc::new(World {
+        told: Mutex::default(),
+        published: published.clone(),
+        written: Mutex::new(written.clone()),
+        image: Mutex::new(image),
+        panic_on_flush,
+    });
+    let (failed, failures) = mpsc::channel();
+    let failed = Mutex::new(failed);
+    let on_failure = move |failure: Failure| {
+        failed.lock().expect("no panic").send(failure.to_string()).expect("the test listens");
+    };
+    let queue = ApplyHandle::new(world.clone(), Arc::new(on_failure));
+    let parts = ThreadParts {
+        raft: world.clone(),
+        flusher: world.clone(),
+        snapshots: world.clone(),
+        peers: world.clone(),
+        events: Some(world.clone()),
+        published,
+        metrics: ApplyMetrics::register(&prometheus::Registry::new()),
+        stopwatch: Box::new(|| Duration::ZERO),
+        slow_after: Duration::ZERO,
+        compaction: CompactionPace { batch: 1, pause: Duration::from_millis(1) },
+    };
+    let thread = start(machine, queue.clone(), parts).expect("a thread");
+    Bench { world, queue, thread, failures }
+}
+
+impl Bench {
+    /// Ends the thread and returns what everyone was told after the start.
+    fn told(self) -> Vec<String> {
+        self.queue.stop();
+        self.thread.join().expect("guarded");
+        assert_eq!(self.failures.try_recv().ok(), None);
+        self.world.told.lock().expect("no panic").split_off(2)
+    }
+}
+
+#[test]
+fn a_batch_is_shown_then_answered_then_reported_then_flushed() {
+    let bench = start_from(&Written::default(), None, false);
+    bench.queue.commit(vec![entry(1, &put("a", "1", 0)), entry(2, &put("b", "2", 0)), entry(3, &grant(7, 60))]);
+    bench.queue.build_snapshot();
+    bench.queue.commit(vec![Entry { index: 4, term: 3, ..Entry::default() }]);
+    let queue = bench.queue.clone();
+    assert_eq!(
+        bench.told(),
+        [
+            "applied 3 at revision 3",
+            "answered [1, 2, 3] at revision 3",
+            "raft: applied 3",
+            "events 2 at revision 3",
+            "flush 3 of 2 records",
+            "build 3 at revision 3",
+            "applied 4 at revision 3",
+            "answered [] at revision 3",
+            "term started",
+            "raft: applied 4",
+            "flush 4 of 0 records",
+        ]
+    );
+    assert_eq!(queue.unapplied_bytes(), 0);
+}
+
+#[test]
+fn configuration_changes_are_reported_before_their_index_and_after_the_members_are_shown() {
+    let bench = start_from(&Written::default(), None, false);
+    let mut entries = bootstrap(2);
+    entries.push(conf_entry(3, 0, 1, r#"{"id":1,"peerURLs":["http://h:7"]}"#));
+    bench.queue.commit(entries);
+    assert_eq!(
+        bench.told(),
+        [
+            "applied 3 at revision 1",
+            "answered [1, 2, 3] at revision 1",
+            "raft: change 1 Some((0, 1)) with 2 members",
+            r#"peers: Added(MemberId(1), ["http://h:1"])"#,
+            "raft: change 2 Some((0, 2)) with 2 members",
+            r#"peers: Added(MemberId(2), ["http://h:2"])"#,
+            "raft: change 3 None with 2 members",
+            "raft: applied 3",
+            "flush 3 of 0 records",
+        ]
+    );
+}
+
+#[test]
+fn a_compaction_is_told_when_ordered_and_when_deleted() {
+    let bench = start_from(&Written::default(), None, false);
+    bench.queue.commit(vec![entry(1, &put("a", "1", 0)), entry(2, &put("a", "2", 0)), entry(3, &compaction(3))]);
+    let mut told = Vec::new();
+    // The slices are done between batches, whether or not there are any.
+    while !told.iter().any(|text| text == "flush soon") {
+        std::thread::yield_now();
+        told.clone_from(&bench.world.told.lock().expect("no panic"));
+    }
+    let world = bench.world.clone();
+    let told = bench.told();
+    assert_eq!(told[0], "compaction 3 -1");
+    assert_eq!(told.last().map(String::as_str), Some("compaction 3 3"));
+    let written = world.written.lock().expect("no panic");
+    assert_eq!(written.tables.len(), 1, "the first put is gone");
+}
+
+#[test]
+fn a_snapshot_replaces_everything_and_loses_outcomes() {
+    let mut image = Written::default();
+    let mut machine = image.machine(-1);
+    for entry in bootstrap(3).iter().chain(&[entry(4, &put("x", "1", 0)), entry(5, &put("y", "1", 0))]) {
+        machine.apply_entry(entry).expect("can be applied");
+    }
+    image.write(&machine.take_batch().expect("changes"));
+    let snapshot = |index| {
+        let metadata = SnapshotMetadata { index, ..SnapshotMetadata::default() };
+        Snapshot { metadata: Some(metadata), ..Snapshot::default() }
+    };
+    let bench = start_from(&Written::default(), Some(image.clone()), false);
+    bench.queue.install(snapshot(5));
+    bench.queue.install(snapshot(4));
+    bench.queue.commit(vec![entry(6, &put("z", "1", 0))]);
+    let world = bench.world.clone();
+    assert_eq!(
+        bench.told(),
+        [
+            "peers: replaced by 3 and 0 removed",
+            "applied 5 at revision 3",
+            "outcomes lost at revision 3",
+            "raft: installed 5",
+            "raft: installed 4",
+            "applied 6 at revision 4",
+            "answered [6] at revision 4",
+            "raft: applied 6",
+            "events 1 at revision 4",
+            "flush 6 of 1 records",
+        ]
+    );
+    assert_eq!(world.published.cluster.members().len(), 3);
+    let bench = start_from(&Written::default(), Some(image), false);
+    bench.queue.install(snapshot(7));
+    let text = bench.failures.recv().expect("a failure");
+    assert_eq!(text, "the image of the snapshot at 7 holds the state at 5");
+}
+
+#[test]
+fn the_first_failure_ends_the_thread_and_is_told_once() {
+    let bench = start_from(&Written::default(), None, false);
+    let bad = Entry { index: 1, data: Bytes::from_static(&[0xff; 9]), ..Entry::default() };
+    bench.queue.commit(vec![bad]);
+    assert_eq!(bench.failures.recv().expect("a failure"), "log entry 1 cannot be decoded");
+    bench.queue.failed(Failure::Refused("the log".to_owned()));
+    bench.thread.join().expect("guarded");
+    assert!(bench.failures.try_recv().is_err());
+}
+
+#[test]
+fn a_panic_ends_the_thread_as_a_failure_that_names_it() {
+    let bench = start_from(&Written::default(), None, true);
+    bench.queue.commit(vec![entry(1, &put("a", "1", 0))]);
+    let text = bench.failures.recv().expect("a failure");
+    assert_eq!(text, "the apply thread panicked: the disk is on fire");
+    bench.thread.join().expect("guarded");
+}
+
+#[test]
+fn stored_tables_replace_those_of_memory_and_old_ones_are_forgotten() {
+    let bench = start_from(&Written::default(), None, false);
+    bench.queue.commit(vec![entry(1, &put("a", "1", 0))]);
+    while bench.world.written.lock().expect("no panic").applied.index < 1 {
+        std::thread::yield_now();
+    }
+    let tables = bench.world.written.lock().expect("no panic").tables.clone();
+    bench.queue.stored(Arc::new(tables), Some(Revision::new(2, 0)));
+    bench.queue.commit(vec![entry(2, &put("a", "2", 0))]);
+    let world = bench.world.clone();
+    let told = bench.told();
+    assert_eq!(told.last().map(String::as_str), Some("flush 2 of 1 records"));
+    assert_eq!(world.revision(), 3);
+}
