@@ -177,6 +177,7 @@ fn quick() -> Timing {
         link_heartbeat: Duration::from_millis(100),
         read_timeout: Duration::from_secs(2),
         probe: Duration::from_millis(200),
+        header_timeout: Duration::from_secs(1),
         snapshot_stall: Duration::from_secs(5),
         ..Timing::default()
     }
@@ -515,6 +516,7 @@ async fn every_path_answers_as_etcd_does() {
     let stream_2 = format!("/raft/stream/message/{M2}");
     let stream_3 = format!("/raft/stream/msgapp/{M3}");
     let nobody: &[u8] = b"";
+    let version = Facts.version_json();
     let json = r#"{"revision":3}"#.as_bytes();
     let lease = |id| LeaseKeepAliveRequest { id }.encode_to_vec();
     let (lease_5, lease_6, lease_7, lease_8) = (lease(5), lease(6), lease(7), lease(8));
@@ -562,7 +564,7 @@ async fn every_path_answers_as_etcd_does() {
         ),
         ("GET", "/members", "", nobody, 200, members, id),
         ("POST", "/members", "", nobody, 405, "Method Not Allowed\n", "Allow: GET"),
-        ("GET", "/version", "", nobody, 200, &Facts.version_json(), "Content-Type: application/json"),
+        ("GET", "/version", "", nobody, 200, &version, "Content-Type: application/json"),
         ("GET", "/members/hashkv", "", nobody, 400, "error unmarshalling request\n", ""),
         ("GET", "/members/hashkv", "", json, 200, hash, id),
         ("GET", "/members/hashkv", &other_cluster, json, 412, "cluster ID mismatch\n", ""),
@@ -608,7 +610,7 @@ async fn every_path_answers_as_etcd_does() {
     }
     let probed = ask(member.address, "PUT", "/raft/probing", "", b"");
     assert!(probed.body.starts_with("{\"OK\":true,\"Now\":\"20") && probed.body.ends_with("Z\"}\n"), "{probed:?}");
-    assert!(!ask(member.address, "GET", "/leases", "", b"").head.contains("Allow"));
+    assert!(!ask(member.address, "GET", "/leases", "", b"").head.contains("Allow:"));
     member.stop().await;
 }
 
@@ -670,6 +672,34 @@ async fn garbage_ends_only_its_own_connection() {
     until("the heartbeat", || one.messages() == [message(MSG_HEARTBEAT, M2, M1)]).await;
     one.stop().await;
     two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_and_half_heard_connections_are_closed_while_streams_stay() {
+    let (one, two) = Member::pair().await;
+    let since = two.peers.active_since(M1);
+    for beginning in ["", "GET /version HT", "GET /version HTTP/1.1\r\nHost: x\r\n\r\n"] {
+        let mut socket = TcpStream::connect(one.address).unwrap();
+        socket.write_all(beginning.as_bytes()).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = Vec::new();
+        let closed = tokio::task::spawn_blocking(move || socket.read_to_end(&mut answer)).await.unwrap();
+        assert!(closed.is_ok(), "{beginning:?}: {closed:?}");
+    }
+    assert_eq!(two.peers.active_since(M1), since);
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_falls_silent_is_noticed_and_dialed_again() {
+    let silent = b"HTTP/1.1 200 OK\r\nX-Server-Version: 3.5.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let one = Member::start(M1);
+    one.peers.add_peer(M2, &[url(false_peer(silent))]);
+    until("it seems active", || one.peers.active_since(M2).is_some()).await;
+    until("it is noticed", || one.peers.active_since(M2).is_none()).await;
+    until("it is dialed again", || one.peers.active_since(M2).is_some()).await;
+    one.stop().await;
 }
 
 /// A peer that answers every connection with `answer` and then listens silently.
