@@ -228,7 +228,7 @@ impl Member {
 
     fn has_streams_to(&self, id: MemberId) -> bool {
         let kinds = crate::server::peer::codec::StreamKind::ALL;
-        self.peers.shared.member(id).is_some_and(|peer| kinds.iter().all(|kind| peer.slot(*kind).is_attached()))
+        self.peers.shared.member(id).is_some_and(|peer| kinds.iter().all(|kind| peer.slot(*kind).stream().is_some()))
     }
 
     fn messages(&self) -> Vec<Message> {
@@ -503,6 +503,8 @@ fn ask(address: SocketAddr, method: &str, path: &str, headers: &str, body: &[u8]
     Answered { status, head: head.to_owned(), body: body.to_owned() }
 }
 
+type Row<'a> = (&'a str, &'a str, &'a str, &'a [u8], u16, &'a str, &'a str);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_path_answers_as_etcd_does() {
     let member = Member::start(M1);
@@ -524,7 +526,7 @@ async fn every_path_answers_as_etcd_does() {
     let id = "X-Etcd-Cluster-Id: a9a3f2aa4603e843";
     let hash = r#"{"header":{"revision":7},"hash":9,"compact_revision":-1,"hash_revision":3}"#;
     // Method, path, headers, body; status, body, a piece of the head.
-    let table: Vec<(&str, &str, &str, &[u8], u16, &str, &str)> = vec![
+    let table: Vec<Row> = vec![
         ("GET", "/raft", "", nobody, 405, "Method Not Allowed\n", "Allow: POST"),
         ("POST", "/raft", "", b"x", 412, "incompatible version\n", id),
         ("POST", "/raft", &old, b"x", 412, "incompatible version\n", id),
@@ -768,7 +770,7 @@ async fn misdelivered_and_forged_messages_never_reach_raft() {
     // Straight into the stream, past the routing that would not send them there.
     let slot = Arc::clone(one.peers.shared.member(M2).unwrap().slot(crate::server::peer::codec::StreamKind::Message));
     for forged in forged {
-        slot.push(forged);
+        assert!(slot.stream().unwrap().push(forged));
     }
     one.peers.send(vec![message(MSG_HEARTBEAT, M1, M2)]);
     until("the good one", || two.messages() == [message(MSG_HEARTBEAT, M1, M2)]).await;
