@@ -177,6 +177,7 @@ fn quick() -> Timing {
         link_heartbeat: Duration::from_millis(100),
         read_timeout: Duration::from_secs(2),
         probe: Duration::from_millis(200),
+        header_timeout: Duration::from_secs(1),
         snapshot_stall: Duration::from_secs(5),
         ..Timing::default()
     }
@@ -227,7 +228,7 @@ impl Member {
 
     fn has_streams_to(&self, id: MemberId) -> bool {
         let kinds = crate::server::peer::codec::StreamKind::ALL;
-        self.peers.shared.member(id).is_some_and(|peer| kinds.iter().all(|kind| peer.slot(*kind).is_attached()))
+        self.peers.shared.member(id).is_some_and(|peer| kinds.iter().all(|kind| peer.slot(*kind).stream().is_some()))
     }
 
     fn messages(&self) -> Vec<Message> {
@@ -502,6 +503,8 @@ fn ask(address: SocketAddr, method: &str, path: &str, headers: &str, body: &[u8]
     Answered { status, head: head.to_owned(), body: body.to_owned() }
 }
 
+type Row<'a> = (&'a str, &'a str, &'a str, &'a [u8], u16, &'a str, &'a str);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_path_answers_as_etcd_does() {
     let member = Member::start(M1);
@@ -515,6 +518,7 @@ async fn every_path_answers_as_etcd_does() {
     let stream_2 = format!("/raft/stream/message/{M2}");
     let stream_3 = format!("/raft/stream/msgapp/{M3}");
     let nobody: &[u8] = b"";
+    let version = Facts.version_json();
     let json = r#"{"revision":3}"#.as_bytes();
     let lease = |id| LeaseKeepAliveRequest { id }.encode_to_vec();
     let (lease_5, lease_6, lease_7, lease_8) = (lease(5), lease(6), lease(7), lease(8));
@@ -522,7 +526,7 @@ async fn every_path_answers_as_etcd_does() {
     let id = "X-Etcd-Cluster-Id: a9a3f2aa4603e843";
     let hash = r#"{"header":{"revision":7},"hash":9,"compact_revision":-1,"hash_revision":3}"#;
     // Method, path, headers, body; status, body, a piece of the head.
-    let table: Vec<(&str, &str, &str, &[u8], u16, &str, &str)> = vec![
+    let table: Vec<Row> = vec![
         ("GET", "/raft", "", nobody, 405, "Method Not Allowed\n", "Allow: POST"),
         ("POST", "/raft", "", b"x", 412, "incompatible version\n", id),
         ("POST", "/raft", &old, b"x", 412, "incompatible version\n", id),
@@ -562,7 +566,7 @@ async fn every_path_answers_as_etcd_does() {
         ),
         ("GET", "/members", "", nobody, 200, members, id),
         ("POST", "/members", "", nobody, 405, "Method Not Allowed\n", "Allow: GET"),
-        ("GET", "/version", "", nobody, 200, &Facts.version_json(), "Content-Type: application/json"),
+        ("GET", "/version", "", nobody, 200, &version, "Content-Type: application/json"),
         ("GET", "/members/hashkv", "", nobody, 400, "error unmarshalling request\n", ""),
         ("GET", "/members/hashkv", "", json, 200, hash, id),
         ("GET", "/members/hashkv", &other_cluster, json, 412, "cluster ID mismatch\n", ""),
@@ -608,7 +612,7 @@ async fn every_path_answers_as_etcd_does() {
     }
     let probed = ask(member.address, "PUT", "/raft/probing", "", b"");
     assert!(probed.body.starts_with("{\"OK\":true,\"Now\":\"20") && probed.body.ends_with("Z\"}\n"), "{probed:?}");
-    assert!(!ask(member.address, "GET", "/leases", "", b"").head.contains("Allow"));
+    assert!(!ask(member.address, "GET", "/leases", "", b"").head.contains("Allow:"));
     member.stop().await;
 }
 
@@ -670,6 +674,34 @@ async fn garbage_ends_only_its_own_connection() {
     until("the heartbeat", || one.messages() == [message(MSG_HEARTBEAT, M2, M1)]).await;
     one.stop().await;
     two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_and_half_heard_connections_are_closed_while_streams_stay() {
+    let (one, two) = Member::pair().await;
+    let since = two.peers.active_since(M1);
+    for beginning in ["", "GET /version HT", "GET /version HTTP/1.1\r\nHost: x\r\n\r\n"] {
+        let mut socket = TcpStream::connect(one.address).unwrap();
+        socket.write_all(beginning.as_bytes()).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = Vec::new();
+        let closed = tokio::task::spawn_blocking(move || socket.read_to_end(&mut answer)).await.unwrap();
+        assert!(closed.is_ok(), "{beginning:?}: {closed:?}");
+    }
+    assert_eq!(two.peers.active_since(M1), since);
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_falls_silent_is_noticed_and_dialed_again() {
+    let silent = b"HTTP/1.1 200 OK\r\nX-Server-Version: 3.5.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let one = Member::start(M1);
+    one.peers.add_peer(M2, &[url(false_peer(silent))]);
+    until("it seems active", || one.peers.active_since(M2).is_some()).await;
+    until("it is noticed", || one.peers.active_since(M2).is_none()).await;
+    until("it is dialed again", || one.peers.active_since(M2).is_some()).await;
+    one.stop().await;
 }
 
 /// A peer that answers every connection with `answer` and then listens silently.
@@ -738,7 +770,7 @@ async fn misdelivered_and_forged_messages_never_reach_raft() {
     // Straight into the stream, past the routing that would not send them there.
     let slot = Arc::clone(one.peers.shared.member(M2).unwrap().slot(crate::server::peer::codec::StreamKind::Message));
     for forged in forged {
-        slot.push(forged);
+        assert!(slot.stream().unwrap().push(forged));
     }
     one.peers.send(vec![message(MSG_HEARTBEAT, M1, M2)]);
     until("the good one", || two.messages() == [message(MSG_HEARTBEAT, M1, M2)]).await;

@@ -67,14 +67,6 @@ pub enum CodecError {
     Malformed(#[from] prost::DecodeError),
 }
 
-/// One thing read from a stream.
-#[derive(Debug, PartialEq)]
-pub enum Frame {
-    /// The link is alive; not for raft.
-    Heartbeat,
-    Message(Message),
-}
-
 /// Decodes one raft message; every `bytes` field becomes a buffer of its own, so that a log that keeps one entry does
 /// not keep the message (DESIGN.md 2).
 pub fn decode_message(bytes: &[u8]) -> Result<Message, CodecError> {
@@ -225,17 +217,23 @@ impl Decoder {
         }
     }
 
-    /// The next whole frame; `None` until more bytes arrive.
-    pub fn next_frame(&mut self) -> Result<Option<Frame>, CodecError> {
+    /// The next message; `None` until more bytes arrive. Link heartbeats are passed over: that they came is all they
+    /// say.
+    pub fn next_message(&mut self) -> Result<Option<Message>, CodecError> {
         match self {
-            Decoder::Message(buffer) => {
-                let Some(message) = buffer.take_prefixed(decode_message)? else { return Ok(None) };
-                let heartbeat = message.r#type == MSG_HEARTBEAT && message.from == 0 && message.to == 0;
-                Ok(Some(if heartbeat { Frame::Heartbeat } else { Frame::Message(message) }))
-            }
-            Decoder::Append(append) => append.next_frame(),
+            Decoder::Message(buffer) => loop {
+                match buffer.take_prefixed(decode_message)? {
+                    Some(message) if is_link_heartbeat(&message) => {}
+                    other => return Ok(other),
+                }
+            },
+            Decoder::Append(append) => append.next_message(),
         }
     }
+}
+
+fn is_link_heartbeat(message: &Message) -> bool {
+    message.r#type == MSG_HEARTBEAT && message.from == 0 && message.to == 0
 }
 
 /// What was received and not yet understood.
@@ -291,13 +289,13 @@ enum AppendState {
 }
 
 impl AppendDecoder {
-    fn next_frame(&mut self) -> Result<Option<Frame>, CodecError> {
+    fn next_message(&mut self) -> Result<Option<Message>, CodecError> {
         loop {
             match &mut self.state {
                 AppendState::Start => {
                     let Some(frame_type) = self.buffer.take_u8() else { return Ok(None) };
                     match frame_type {
-                        FRAME_HEARTBEAT => return Ok(Some(Frame::Heartbeat)),
+                        FRAME_HEARTBEAT => {}
                         FRAME_ENTRIES => self.state = AppendState::EntryCount,
                         FRAME_MESSAGE => self.state = AppendState::Message,
                         other => return Err(CodecError::UnknownFrame(other)),
@@ -310,7 +308,7 @@ impl AppendDecoder {
                     }
                     self.kept.remember(&message);
                     self.state = AppendState::Start;
-                    return Ok(Some(Frame::Message(message)));
+                    return Ok(Some(message));
                 }
                 AppendState::EntryCount => {
                     let Some(left) = self.buffer.take_u64() else { return Ok(None) };
@@ -323,7 +321,7 @@ impl AppendDecoder {
                     let Some(commit) = self.buffer.take_u64() else { return Ok(None) };
                     let entries = std::mem::take(entries);
                     self.state = AppendState::Start;
-                    return Ok(Some(Frame::Message(self.append_message(entries, commit))));
+                    return Ok(Some(self.append_message(entries, commit)));
                 }
                 AppendState::Entries { left, bytes, entries } => {
                     let decode = |slice: &[u8]| Ok((Entry::decode(slice)?, slice.len() as u64));
@@ -375,13 +373,21 @@ mod tests {
         digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
     }
 
-    fn read_all(decoder: &mut Decoder, bytes: &[u8]) -> Result<Vec<Frame>, CodecError> {
+    fn read_all(decoder: &mut Decoder, bytes: &[u8]) -> Result<Vec<Message>, CodecError> {
         decoder.push(bytes);
-        let mut frames = Vec::new();
-        while let Some(frame) = decoder.next_frame()? {
-            frames.push(frame);
+        let mut messages = Vec::new();
+        while let Some(message) = decoder.next_message()? {
+            messages.push(message);
         }
-        Ok(frames)
+        Ok(messages)
+    }
+
+    /// Bytes that a decoder holds back.
+    fn held(decoder: &Decoder) -> usize {
+        match decoder {
+            Decoder::Message(buffer) => buffer.bytes.len(),
+            Decoder::Append(append) => append.buffer.bytes.len(),
+        }
     }
 
     fn append(index: u64, entries: u64, commit: u64) -> Message {
@@ -466,7 +472,8 @@ mod tests {
     fn link_heartbeats_of_both_releases_are_read_and_the_newer_is_written() {
         for sample in ["00000000000000020808", "00000000000000140808100018002000280030004000500058006800"] {
             let mut decoder = Decoder::new(StreamKind::Message, M3, M2);
-            assert_eq!(read_all(&mut decoder, &hex(sample)).unwrap(), [Frame::Heartbeat]);
+            assert_eq!(read_all(&mut decoder, &hex(sample)).unwrap(), []);
+            assert_eq!(held(&decoder), 0);
         }
         let mut out = BytesMut::new();
         Encoder::new(StreamKind::Message, M3, M2).heartbeat(&mut out);
@@ -475,7 +482,7 @@ mod tests {
         Encoder::new(StreamKind::Append, M3, M2).heartbeat(&mut out);
         assert_eq!(out, hex("00"));
         let mut decoder = Decoder::new(StreamKind::Append, M3, M2);
-        assert_eq!(read_all(&mut decoder, &out).unwrap(), [Frame::Heartbeat]);
+        assert_eq!((read_all(&mut decoder, &out).unwrap(), held(&decoder)), (vec![], 0));
     }
 
     #[test]
@@ -487,11 +494,8 @@ mod tests {
         let commit = "01 0000000000000000|0000000000000005";
         let bytes = hex(&[full, "00", entries, commit].concat());
         let mut decoder = Decoder::new(StreamKind::Append, M3, M2);
-        let frames = read_all(&mut decoder, &bytes).unwrap();
-        let [Frame::Message(full), Frame::Heartbeat, Frame::Message(entries), Frame::Message(commit)] = &frames[..]
-        else {
-            panic!("{frames:?}")
-        };
+        let messages = read_all(&mut decoder, &bytes).unwrap();
+        let [full, entries, commit] = &messages[..] else { panic!("{messages:?}") };
         assert_eq!((full.term, full.log_term, full.index, full.entries[0].index), (2, 1, 3, 4));
         assert_eq!((entries.from, entries.to, entries.term, entries.log_term), (M2.0, M3.0, 2, 2));
         assert_eq!((entries.index, entries.commit, entries.entries[0].index), (4, 4, 5));
@@ -573,11 +577,7 @@ mod tests {
             let mut decoder = Decoder::new(kind, M3, M2);
             let mut received = Vec::new();
             for chunk in out.chunks(piece) {
-                for frame in read_all(&mut decoder, chunk).unwrap() {
-                    if let Frame::Message(message) = frame {
-                        received.push(message);
-                    }
-                }
+                received.extend(read_all(&mut decoder, chunk).unwrap());
             }
             prop_assert_eq!(received, sent);
         }

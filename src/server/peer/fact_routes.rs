@@ -89,19 +89,19 @@ pub(super) async fn answer(context: &Context, path: &str, request: Request<Incom
 }
 
 /// These two are refused to members of another cluster that say so; one that does not say is answered.
-fn check_cluster(context: &Context, headers: &HeaderMap) -> Result<(), Reply> {
+fn check_cluster(context: &Context, headers: &HeaderMap) -> Result<(), Box<Reply>> {
     let ours = context.shared.cluster;
     match headers.contains_key(headers::CLUSTER_ID) {
         true if headers::Signature::read(headers).cluster != Some(ours) => {
-            Err(reply::error(StatusCode::PRECONDITION_FAILED, headers::CLUSTER_MISMATCH))
+            Err(Box::new(reply::error(StatusCode::PRECONDITION_FAILED, headers::CLUSTER_MISMATCH)))
         }
         _ => Ok(()),
     }
 }
 
-async fn body_of(context: &Context, request: Request<Incoming>) -> Result<Bytes, Reply> {
+async fn body_of(context: &Context, request: Request<Incoming>) -> Result<Bytes, Box<Reply>> {
     let body = read_paced(request.into_body(), REQUEST_BYTES_MAX, context.shared.timing.post_timeout).await;
-    body.map_err(|_| reply::error(StatusCode::BAD_REQUEST, "error reading body"))
+    body.map_err(|_| Box::new(reply::error(StatusCode::BAD_REQUEST, "error reading body")))
 }
 
 fn not_readable() -> Reply {
@@ -116,11 +116,11 @@ fn inner_text(answer: &Answer) -> String {
 
 async fn hash_kv(context: &Context, request: Request<Incoming>) -> Reply {
     if let Err(refusal) = check_cluster(context, request.headers()) {
-        return refusal;
+        return *refusal;
     }
     let body = match body_of(context, request).await {
         Ok(body) => body,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let Ok(ask) = serde_json::from_slice::<HashKvAsk>(&body) else { return not_readable() };
     match context.facts.hash_kv(ask.revision).await {
@@ -144,7 +144,7 @@ fn peer_hash(response: &HashKvResponse) -> PeerHash {
 
 async fn downgrade_enabled(context: &Context, headers: &HeaderMap) -> Reply {
     if let Err(refusal) = check_cluster(context, headers) {
-        return refusal;
+        return *refusal;
     }
     let answer = match context.facts.downgrade_enabled().await {
         Ok(enabled) => reply::whole(StatusCode::OK, "text/plain", enabled.to_string()),
@@ -156,7 +156,7 @@ async fn downgrade_enabled(context: &Context, headers: &HeaderMap) -> Reply {
 async fn lease_keep_alive(context: &Context, request: Request<Incoming>) -> Reply {
     let body = match body_of(context, request).await {
         Ok(body) => body,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let Ok(ask) = LeaseKeepAliveRequest::decode(body) else { return not_readable() };
     match context.facts.lease_keep_alive(ask.id).await {
@@ -168,7 +168,7 @@ async fn lease_keep_alive(context: &Context, request: Request<Incoming>) -> Repl
 async fn lease_time_to_live(context: &Context, request: Request<Incoming>) -> Reply {
     let body = match body_of(context, request).await {
         Ok(body) => body,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let ask = LeaseInternalRequest::decode(body).ok().and_then(|ask| ask.lease_time_to_live_request);
     let Some(ask) = ask else { return not_readable() };

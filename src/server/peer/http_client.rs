@@ -58,10 +58,16 @@ impl PeerUrl {
         let wrong = || RequestError::Url(url.to_owned());
         let uri: http::Uri = url.parse().map_err(|_| wrong())?;
         let authority = uri.authority().ok_or_else(wrong)?;
+        let after_host = authority.as_str().strip_prefix(authority.host());
+        let port = match (after_host, authority.port_u16()) {
+            (Some(""), None) => 80,
+            (Some(_), Some(port)) => port,
+            // Credentials, or a port out of range.
+            _ => return Err(wrong()),
+        };
         if uri.scheme_str() != Some("http") || authority.host().is_empty() {
             return Err(wrong());
         }
-        let port = authority.port_u16().unwrap_or(80);
         Ok(PeerUrl { authority: authority.to_string(), address: format!("{}:{port}", authority.host()) })
     }
 
@@ -192,6 +198,8 @@ mod tests {
         check("http://[::1]:2380", Some("[::1]:2380"));
         check("http://etcd-1", Some("etcd-1:80"));
         check("http://h:99999", None);
+        check("http://user@h:1", None);
+        check("http://h:", None);
         check("https://h:1", None);
         check("h:1", None);
         check("http://", None);

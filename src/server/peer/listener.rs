@@ -23,10 +23,6 @@ use crate::server::peer::routes::Context;
 use crate::server::peer::stream_out::Closer;
 use crate::server::peer::transport::Peers;
 
-/// From the start of a connection, or the end of an answer, to a whole request head (reliability.md 4.4). So it also
-/// ends idle connections.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Connections on the peer port; more wait in the kernel. A cluster of nine needs about eighty.
 const CONNECTIONS_MAX: usize = 1024;
 
@@ -128,13 +124,14 @@ async fn serve(context: Arc<Context>, socket: TcpStream, _permit: OwnedSemaphore
     }
     let closer = Arc::new(Closer::default());
     let of_connection = Arc::clone(&closer);
+    let header_timeout = context.shared.timing.header_timeout;
     let service = service_fn(move |request| {
         let answer = routes::answer(Arc::clone(&context), Arc::clone(&of_connection), request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .header_read_timeout(header_timeout)
         .max_buf_size(CONNECTION_BUFFER_BYTES)
         .title_case_headers(true)
         .serve_connection(TokioIo::new(socket), service);

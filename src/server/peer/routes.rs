@@ -53,11 +53,14 @@ pub(super) async fn answer(context: Arc<Context>, closer: Arc<Closer>, request: 
 }
 
 /// Checks that come first on each of raft's paths.
-fn admit(shared: &Shared, request: &Request<Incoming>, method: &Method) -> Result<Signature, Reply> {
+fn admit(shared: &Shared, request: &Request<Incoming>, method: &Method) -> Result<Signature, Box<Reply>> {
     if request.method() != method {
-        return Err(reply::not_allowed(Some(method)));
+        return Err(Box::new(reply::not_allowed(Some(method))));
     }
-    let refuse = |text| Err(reply::with_cluster(reply::error(StatusCode::PRECONDITION_FAILED, text), shared.cluster));
+    let refuse = |text| {
+        let refusal = reply::error(StatusCode::PRECONDITION_FAILED, text);
+        Err(Box::new(reply::with_cluster(refusal, shared.cluster)))
+    };
     if !headers::versions_are_compatible(request.headers()) {
         return refuse(headers::INCOMPATIBLE_VERSION);
     }
@@ -71,7 +74,7 @@ fn admit(shared: &Shared, request: &Request<Incoming>, method: &Method) -> Resul
 async fn message(shared: &Arc<Shared>, request: Request<Incoming>) -> Reply {
     let signature = match admit(shared, &request, &Method::POST) {
         Ok(signature) => signature,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     if let Some(from) = signature.from {
         shared.remember(from, &signature.peer_urls);
@@ -105,7 +108,7 @@ async fn message(shared: &Arc<Shared>, request: Request<Incoming>) -> Reply {
 async fn snapshot(shared: &Arc<Shared>, request: Request<Incoming>) -> Reply {
     let signature = match admit(shared, &request, &Method::POST) {
         Ok(signature) => signature,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     if let Some(from) = signature.from {
         shared.remember(from, &signature.peer_urls);
@@ -121,7 +124,7 @@ async fn snapshot(shared: &Arc<Shared>, request: Request<Incoming>) -> Reply {
 fn stream(shared: &Arc<Shared>, closer: &Arc<Closer>, rest: &str, request: &Request<Incoming>) -> Reply {
     let signature = match admit(shared, request, &Method::GET) {
         Ok(signature) => signature,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let mut answer = match open_stream(shared, closer, rest, &signature) {
         Ok(reply) => reply,

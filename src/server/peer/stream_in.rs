@@ -15,7 +15,6 @@ use tokio::time::timeout;
 use crate::common::ids::MemberId;
 use crate::server::peer::codec::CodecError;
 use crate::server::peer::codec::Decoder;
-use crate::server::peer::codec::Frame;
 use crate::server::peer::codec::StreamKind;
 use crate::server::peer::headers;
 use crate::server::peer::http_client::Body;
@@ -131,9 +130,8 @@ async fn read(shared: &Shared, peer: &Peer, kind: StreamKind, mut body: Incoming
         peer.metrics.received_bytes.inc_by(chunk.len() as u64);
         decoder.push(&chunk);
         loop {
-            match decoder.next_frame() {
-                Ok(Some(Frame::Message(message))) => shared.accept_from_stream(message, peer),
-                Ok(Some(Frame::Heartbeat)) => {}
+            match decoder.next_message() {
+                Ok(Some(message)) => shared.accept_from_stream(message, peer),
                 Ok(None) => break,
                 Err(error) => return error.into(),
             }

@@ -64,15 +64,6 @@ impl Closer {
     }
 }
 
-/// What became of a message.
-#[derive(Debug)]
-pub(super) enum Push {
-    Queued,
-    Full,
-    /// No stream of this kind is up: the message goes another way.
-    NoStream(Message),
-}
-
 /// The place for the one stream of a kind to a peer.
 pub(super) struct Slot {
     kind: StreamKind,
@@ -100,20 +91,10 @@ impl Slot {
         Arc::new(Slot { kind, local, peer, inbox, metrics, timing, current: Mutex::default() })
     }
 
-    /// Queues a message; called on the raft thread.
-    pub fn push(&self, message: Message) -> Push {
-        let queue = self.current().clone();
-        let Some(queue) = queue else { return Push::NoStream(message) };
-        match queue.push(message, self.timing.write_timeout) {
-            Pushed::Queued => Push::Queued,
-            Pushed::Full => Push::Full,
-            Pushed::Closed(message) => Push::NoStream(message),
-            Pushed::Stuck => {
-                tracing::warn!(peer = %self.peer, kind = self.kind.path_name(), "peer does not read its stream");
-                self.end(&queue);
-                Push::Full
-            }
-        }
+    /// The stream that is up, to push to.
+    pub fn stream(&self) -> Option<OpenStream<'_>> {
+        let queue = self.current().clone()?;
+        Some(OpenStream { slot: self, queue })
     }
 
     /// Opens the body of a new stream, ending the one before. `closer` ends the connection it is written to.
@@ -134,12 +115,6 @@ impl Slot {
             heartbeat,
             out: BytesMut::new(),
         }
-    }
-
-    /// Whether a stream of this kind is up.
-    #[cfg(test)]
-    pub fn is_attached(&self) -> bool {
-        self.current().is_some()
     }
 
     /// Ends the stream, if one is up.
@@ -169,6 +144,26 @@ impl Slot {
     }
 }
 
+/// A stream that was up a moment ago.
+pub(super) struct OpenStream<'a> {
+    slot: &'a Slot,
+    queue: Arc<Queue>,
+}
+
+impl OpenStream<'_> {
+    /// Queues a message; called on the raft thread. `false`: it is dropped, for want of room or because the stream has
+    /// just ended.
+    pub fn push(&self, message: Message) -> bool {
+        let pushed = self.queue.push(message, self.slot.timing.write_timeout);
+        if pushed == Pushed::Stuck {
+            let kind = self.slot.kind.path_name();
+            tracing::warn!(peer = %self.slot.peer, kind, "peer does not read its stream");
+            self.slot.end(&self.queue);
+        }
+        pushed == Pushed::Queued
+    }
+}
+
 #[derive(Debug)]
 struct Queue {
     closer: Arc<Closer>,
@@ -191,11 +186,12 @@ impl QueueState {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pushed {
     Queued,
     Full,
     Stuck,
-    Closed(Message),
+    Closed,
 }
 
 impl Queue {
@@ -203,7 +199,7 @@ impl Queue {
         let bytes = message.encoded_len();
         let mut state = self.lock();
         if state.closed {
-            return Pushed::Closed(message);
+            return Pushed::Closed;
         }
         if !state.messages.is_empty() {
             if state.polled.elapsed() >= write_timeout {
@@ -316,7 +312,6 @@ mod tests {
     use super::*;
     use crate::proto::raft_numbers::MSG_HEARTBEAT;
     use crate::server::peer::codec::Decoder;
-    use crate::server::peer::codec::Frame as Read;
     use crate::server::peer::metrics::PeerMetrics;
 
     const LOCAL: MemberId = MemberId(1);
@@ -342,18 +337,18 @@ mod tests {
     #[tokio::test]
     async fn messages_leave_in_order_and_heartbeats_follow() {
         let slot = slot(LONG);
-        assert!(matches!(slot.push(message(1)), Push::NoStream(_)));
+        assert!(slot.stream().is_none());
         let mut body = slot.attach(Arc::default());
         for term in 1..=3 {
-            assert!(matches!(slot.push(message(term)), Push::Queued));
+            assert!(slot.stream().unwrap().push(message(term)));
         }
         let mut decoder = Decoder::new(StreamKind::Message, PEER, LOCAL);
         decoder.push(&chunk(&mut body).await.unwrap());
         for term in 1..=3 {
-            assert_eq!(decoder.next_frame().unwrap(), Some(Read::Message(message(term))));
+            assert_eq!(decoder.next_message().unwrap(), Some(message(term)));
         }
-        decoder.push(&chunk(&mut body).await.unwrap());
-        assert_eq!(decoder.next_frame().unwrap(), Some(Read::Heartbeat));
+        assert_eq!(decoder.next_message().unwrap(), None);
+        assert_eq!(chunk(&mut body).await.unwrap(), &b"\0\0\0\0\0\0\0\x02\x08\x08"[..]);
     }
 
     #[tokio::test]
@@ -365,10 +360,10 @@ mod tests {
         closer.closed().await;
         assert_eq!(chunk(&mut older).await, None);
         drop(older);
-        assert!(matches!(slot.push(message(1)), Push::Queued));
+        assert!(slot.stream().unwrap().push(message(1)));
         assert!(chunk(&mut newer).await.is_some());
         drop(newer);
-        assert!(matches!(slot.push(message(1)), Push::NoStream(_)));
+        assert!(slot.stream().is_none());
     }
 
     #[tokio::test]
@@ -376,9 +371,9 @@ mod tests {
         let slot = slot(LONG);
         let _body = slot.attach(Arc::default());
         for _ in 0..QUEUE_MESSAGES_MAX {
-            assert!(matches!(slot.push(message(1)), Push::Queued));
+            assert!(slot.stream().unwrap().push(message(1)));
         }
-        assert!(matches!(slot.push(message(1)), Push::Full));
+        assert!(!slot.stream().unwrap().push(message(1)));
         slot.close();
         assert_eq!(slot.metrics.sent_failures.get(), QUEUE_MESSAGES_MAX as u64);
     }
@@ -388,9 +383,9 @@ mod tests {
         let slot = slot(Duration::ZERO);
         let closer = Arc::new(Closer::default());
         let _body = slot.attach(Arc::clone(&closer));
-        assert!(matches!(slot.push(message(1)), Push::Queued));
-        assert!(matches!(slot.push(message(1)), Push::Full));
+        assert!(slot.stream().unwrap().push(message(1)));
+        assert!(!slot.stream().unwrap().push(message(1)));
         closer.closed().await;
-        assert!(matches!(slot.push(message(1)), Push::NoStream(_)));
+        assert!(slot.stream().is_none());
     }
 }

@@ -15,7 +15,10 @@ pub struct Timing {
     pub write_timeout: Duration,
     /// Between two probes of the round-trip time.
     pub probe: Duration,
-    /// For one POST with a raft message, answer included.
+    /// From the start of a connection, or the end of an answer, to a whole request head (reliability.md 4.4). So it also
+    /// ends idle connections on the peer port.
+    pub header_timeout: Duration,
+    /// For one POST with a raft message, answer included; on the receiving side for each piece of a request's body.
     pub post_timeout: Duration,
     /// For one chunk of a snapshot to get on its way, on both sides.
     pub snapshot_stall: Duration,
@@ -31,6 +34,7 @@ impl Default for Timing {
             read_timeout: Duration::from_secs(5),
             write_timeout: Duration::from_secs(5),
             probe: Duration::from_secs(4),
+            header_timeout: Duration::from_secs(10),
             post_timeout: Duration::from_secs(10),
             snapshot_stall: Duration::from_secs(30),
             snapshot_answer: Duration::from_secs(300),

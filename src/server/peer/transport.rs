@@ -42,7 +42,6 @@ use crate::server::peer::snapshot_out;
 use crate::server::peer::status::Status;
 use crate::server::peer::stream_in;
 use crate::server::peer::stream_out::Link;
-use crate::server::peer::stream_out::Push;
 use crate::server::peer::stream_out::Slot;
 use crate::server::peer::timing::Timing;
 use crate::server::peer::validate::Expected;
@@ -242,18 +241,14 @@ impl Transport for Peers {
 impl Shared {
     /// Routing of server.md 14.2. A full queue drops: raft repeats what matters once it knows.
     fn route(self: &Arc<Shared>, peer: &Arc<Peer>, message: Message) {
-        let pushed = match message.r#type {
+        let stream = match message.r#type {
             MSG_SNAP => return snapshot_out::start(self, peer, message),
-            MSG_APP => match peer.appends.push(message) {
-                Push::NoStream(message) => peer.messages.push(message),
-                done => done,
-            },
-            _ => peer.messages.push(message),
+            MSG_APP => peer.appends.stream().or_else(|| peer.messages.stream()),
+            _ => peer.messages.stream(),
         };
-        let sent = match pushed {
-            Push::Queued => true,
-            Push::Full => false,
-            Push::NoStream(message) => peer.pipeline.push(message),
+        let sent = match stream {
+            Some(stream) => stream.push(message),
+            None => peer.pipeline.push(message),
         };
         if !sent {
             peer.unsent(self);
