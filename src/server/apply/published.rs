@@ -33,6 +33,11 @@ impl Published {
         self.views.load().current()
     }
 
+    /// Where views come from now: what a hash needs, which takes several.
+    pub fn views(&self) -> Arc<Views> {
+        self.views.load_full()
+    }
+
     /// The store was replaced.
     pub fn set_views(&self, views: Views) {
         self.views.store(Arc::new(views));

@@ -20,6 +20,7 @@ use crate::common::failure::Failure;
 use crate::common::revision::Revision;
 use crate::proto::raftpb::Entry;
 use crate::proto::raftpb::Snapshot;
+use crate::server::apply::ports::FrozenState;
 use crate::server::apply::ports::Listener;
 use crate::server::checkpoint::Tables;
 use crate::server::raft::state_machine::RaftStatus;
@@ -31,6 +32,8 @@ pub enum Input {
     Commit(Vec<Entry>),
     Install(Snapshot),
     BuildSnapshot,
+    /// Somebody wants the state as it is between two entries.
+    Freeze(OnFrozen),
     /// A durable write of the flusher: tables that hold it, and its newest record.
     Stored {
         tables: Arc<dyn Tables>,
@@ -38,6 +41,9 @@ pub enum Input {
     },
     Stop,
 }
+
+/// Takes a frozen state; called on the apply thread, so it only hands it on.
+pub type OnFrozen = Box<dyn FnOnce(FrozenState) + Send>;
 
 /// Ends the process with a sentence.
 pub type OnFailure = Arc<dyn Fn(Failure) + Send + Sync>;
@@ -80,6 +86,11 @@ impl ApplyHandle {
     /// The flusher wrote durably. `tables` hold everything up to and including `up_to`.
     pub fn stored(&self, tables: Arc<dyn Tables>, up_to: Option<Revision>) {
         self.put(Input::Stored { tables, up_to });
+    }
+
+    /// Asks for the state as it is between two entries. Nothing comes when the thread has ended.
+    pub fn freeze(&self, on_frozen: OnFrozen) {
+        self.put(Input::Freeze(on_frozen));
     }
 
     /// Lets the thread end behind everything that waits now.

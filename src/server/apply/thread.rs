@@ -89,6 +89,7 @@ impl Thread {
                 Some(Input::Commit(entries)) => self.commit(entries)?,
                 Some(Input::Install(snapshot)) => self.install(&snapshot)?,
                 Some(Input::BuildSnapshot) => self.parts.snapshots.build(self.machine.freeze()),
+                Some(Input::Freeze(on_frozen)) => on_frozen(self.machine.freeze()),
                 Some(Input::Stored { tables, up_to }) => self.stored(tables, up_to),
                 Some(Input::Stop) => return Ok(()),
                 None => {}

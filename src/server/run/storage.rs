@@ -78,6 +78,11 @@ impl Storage {
         Ok(Storage { directories, disk: Arc::new(RealDisk), options, _lock: lock })
     }
 
+    /// The live database.
+    pub fn database(&self) -> PathBuf {
+        self.directories.snap.join(DATABASE)
+    }
+
     /// Whether this member has started before.
     pub fn has_log(&self) -> Result<bool, Failure> {
         Wal::exists(self.disk.as_ref(), &self.directories.wal)
@@ -105,7 +110,7 @@ impl Storage {
         let (wal, recovered) = Wal::open(self.disk.clone(), &self.directories.wal, self.options)?;
         let newest_snapshot = recovered.snapshots.last().map_or(0, |snapshot| snapshot.index);
         install::recover(&self.directories.snap, newest_snapshot)?;
-        let checkpoint = RedbCheckpoint::open(&self.directories.snap.join(DATABASE))?;
+        let checkpoint = RedbCheckpoint::open(&self.database())?;
         let (buckets, applied) = checkpoint.buckets()?;
         let mut machine = Machine::restore(config, checkpoint.tables()?, &buckets, applied)?;
         let hard_state = replay(&mut machine, &recovered)?;
