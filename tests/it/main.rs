@@ -11,3 +11,6 @@ mod oracle;
 mod supervisor;
 mod support;
 mod tidy;
+mod transcripts;
+
+fn main() {}
