@@ -12,5 +12,3 @@ mod supervisor;
 mod support;
 mod tidy;
 mod transcripts;
-
-fn main() {}

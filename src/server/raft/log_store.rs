@@ -4,6 +4,7 @@ use crate::common::failure::Failure;
 use crate::proto::raftpb::Entry;
 use crate::proto::raftpb::HardState;
 use crate::proto::walpb;
+use crate::server::raft::wal::Wal;
 
 /// A durable log. The first error is final: the raft thread stops and never calls again (reliability.md 3.3, 9).
 pub trait LogStore: Send {
@@ -14,4 +15,18 @@ pub trait LogStore: Send {
     fn save_snapshot(&mut self, snapshot: &walpb::Snapshot) -> Result<(), Failure>;
     /// Entries up to and including `index` are not needed any more. What is kept beyond that is the log's affair.
     fn release_to(&mut self, index: u64) -> Result<(), Failure>;
+}
+
+impl LogStore for Wal {
+    fn save(&mut self, hard_state: Option<&HardState>, entries: &[Entry], must_sync: bool) -> Result<(), Failure> {
+        Wal::save(self, hard_state, entries, must_sync)
+    }
+
+    fn save_snapshot(&mut self, snapshot: &walpb::Snapshot) -> Result<(), Failure> {
+        Wal::save_snapshot(self, snapshot)
+    }
+
+    fn release_to(&mut self, index: u64) -> Result<(), Failure> {
+        Wal::release_to(self, index)
+    }
 }

@@ -20,9 +20,13 @@ use tokio::task::JoinSet;
 use crate::common::failure::Failure;
 use crate::common::ids::MemberId;
 use crate::common::ids::RequestIds;
+use crate::common::urls;
 use crate::server::api::backend::Identity;
 use crate::server::api::backend::Limits;
+use crate::server::api::http::Access;
 use crate::server::api::server::ApiServer;
+use crate::server::api::server::ServeOptions;
+use crate::server::api::server::connections_max;
 use crate::server::apply;
 use crate::server::apply::alarm::AlarmsHandle;
 use crate::server::apply::machine::MachineConfig;
@@ -32,13 +36,18 @@ use crate::server::apply::queue::ApplyHandle;
 use crate::server::apply::quota::Space;
 use crate::server::apply::thread::CompactionPace;
 use crate::server::apply::thread::ThreadParts;
+use crate::server::bootstrap::Founder;
 use crate::server::checkpoint::flusher::Flusher;
 use crate::server::checkpoint::flusher::Stored;
 use crate::server::checkpoint::metrics::CheckpointMetrics;
 use crate::server::cluster::handle::ClusterHandle;
+use crate::server::config::AutoCompaction;
 use crate::server::config::Config;
-use crate::server::duties::Duties;
-use crate::server::duties::DutyParts;
+use crate::server::duties::compactor;
+use crate::server::duties::nospace;
+use crate::server::duties::publish::PublishGate;
+use crate::server::duties::publish::Publisher;
+use crate::server::duties::version;
 use crate::server::peer::listener::PeerListener;
 use crate::server::peer::metrics::PeerMetrics;
 use crate::server::peer::timing::Timing;
@@ -52,11 +61,10 @@ use crate::server::propose::ProposerParts;
 use crate::server::raft;
 use crate::server::raft::config::CatchUp;
 use crate::server::raft::config::RaftConfig;
-use crate::server::raft::driver::EndProcess;
 use crate::server::raft::driver::Parts as RaftParts;
 use crate::server::raft::handle::RaftHandle;
 use crate::server::raft::metrics::RaftMetrics;
-use crate::server::raft::wal::metrics::WalMetrics;
+use crate::server::raft::wal::WalMetrics;
 use crate::server::read::READ_INDEX_RETRY;
 use crate::server::read::ReadMetrics;
 use crate::server::read::Reader;
@@ -89,8 +97,9 @@ const HANDOVER_POLL: Duration = Duration::from_millis(10);
 /// A running member.
 pub struct Member {
     api: Arc<ApiServer>,
-    duties: Duties,
+    /// Duties and the read loop; they end with the desk.
     tasks: JoinSet<()>,
+    gate: PublishGate,
     peer_listener: PeerListener,
     peers: Arc<Peers>,
     raft: RaftHandle,
@@ -104,17 +113,10 @@ pub struct Member {
     _storage: Storage,
 }
 
-/// RT: how long a request waits for what it needs (server.md, conventions).
-pub fn request_timeout(election_timeout: Duration) -> Duration {
-    Duration::from_secs(5) + 2 * election_timeout
-}
-
 /// The part of the state that does not come from the log.
 pub fn machine_config(config: &Config) -> MachineConfig {
     // ceil(1.5 x election ticks x heartbeat), with whole ticks (server.md 5).
-    let heartbeat = config.heartbeat_interval.as_millis().max(1);
-    let ticks = config.election_timeout.as_millis() / heartbeat;
-    let ttl_millis = (3 * ticks).div_ceil(2) * heartbeat;
+    let ttl_millis = (3 * config.election_ticks() as u128).div_ceil(2) * config.heartbeat_interval.as_millis();
     MachineConfig {
         space: Space::new(config.quota_backend_bytes),
         ttl_seconds_min: i64::try_from(ttl_millis.div_ceil(1000)).unwrap_or(i64::MAX),
@@ -129,6 +131,7 @@ impl Member {
         storage: Storage,
         restored: Restored,
         space: Space,
+        founders: Vec<Founder>,
         sockets: Sockets,
         ends: &Ends,
         registry: Registry,
@@ -152,7 +155,7 @@ impl Member {
             PeerConfig {
                 local,
                 cluster,
-                peer_urls: config.initial_advertise_peer_urls.iter().map(ToString::to_string).collect(),
+                peer_urls: urls::strings(&config.advertise_peer_urls),
                 removed: machine.membership().removed().collect(),
                 timing: Timing::default(),
             },
@@ -162,6 +165,10 @@ impl Member {
             PeerMetrics::register(&registry),
             handle,
         );
+        // A member that joins has no membership before its first entries: it must be able to answer those who send them.
+        for founder in &founders {
+            peers.add_peer(founder.id, &founder.peer_urls);
+        }
         for member in machine.membership().members() {
             peers.add_peer(member.id, &member.peer_urls);
         }
@@ -185,7 +192,7 @@ impl Member {
                 published: published.clone(),
                 metrics: ApplyMetrics::register(&registry),
                 stopwatch: Box::new(move || epoch.elapsed()),
-                slow_after: config.warning_apply_duration,
+                slow_after: config.warning_apply,
                 compaction: CompactionPace {
                     batch: config.compaction_batch_limit,
                     pause: config.compaction_sleep_interval,
@@ -203,7 +210,7 @@ impl Member {
         raft.connect(raft_handle.clone());
         peers.set_inbox(Arc::new(raft_handle.clone()));
         let ids = Arc::new(RequestIds::new(local, unix_millis()));
-        let timeout = request_timeout(config.election_timeout);
+        let timeout = config.request_timeout();
         let proposer = Proposer::new(ProposerParts {
             limits: ProposeLimits {
                 request_bytes_max: config.max_request_bytes,
@@ -237,7 +244,7 @@ impl Member {
                 quota_backend_bytes: config.quota_backend_bytes,
                 request_timeout: timeout,
                 election_timeout: config.election_timeout,
-                slow_request: config.warning_unary_request_duration,
+                slow_request: config.warning_unary_request,
             },
             proposer: proposer.clone(),
             reader: reader.clone(),
@@ -249,27 +256,38 @@ impl Member {
         let facts = Facts { backend: backend.clone(), published: published.clone(), reader: reader.clone() };
         let peer_listener = PeerListener::start(&peers, Arc::new(facts), sockets.peer)
             .map_err(|error| Failure::Refused(format!("cannot serve peers: {error}")))?;
-        let duties = Duties::start(DutyParts {
-            proposer,
-            desk: desk.clone(),
-            published: published.clone(),
-            versions: Arc::new(PeerVersions::new(local)),
-            name: config.name.clone(),
-            client_urls: config.advertise_client_urls.iter().map(ToString::to_string).collect(),
-            auto_compaction: config.auto_compaction,
-        });
-        let api = ApiServer::new(backend, &registry, config.serve_options());
+        let (publisher, gate) = Publisher::new(
+            proposer.clone(),
+            desk.clone(),
+            local,
+            config.name.clone(),
+            urls::strings(&config.advertise_client_urls),
+        );
+        tasks.spawn(publisher.run());
+        tasks.spawn(nospace::run(proposer.clone(), desk.clone()));
+        let versions = Arc::new(PeerVersions);
+        tasks.spawn(version::run(
+            proposer.clone(),
+            desk.clone(),
+            published.cluster.clone(),
+            versions,
+            version::CHECK_INTERVAL,
+        ));
+        if let Some(mode) = auto_compaction(config.auto_compaction) {
+            tasks.spawn(compactor::run(mode, proposer, reader, desk.clone()));
+        }
+        let api = ApiServer::new(backend, &registry, serve_options(config)?);
         for (listener, role) in sockets.client {
-            let published = duties.published();
-            api.serve(listener, role, async move { published.await });
+            let gate = gate.clone();
+            api.serve(listener, role, async move { gate.published().await });
         }
         for (listener, role) in sockets.metrics {
             api.serve(listener, role, std::future::ready(()));
         }
         Ok(Member {
             api,
-            duties,
             tasks,
+            gate,
             peer_listener,
             peers,
             raft: raft_handle,
@@ -285,12 +303,11 @@ impl Member {
 
     /// Resolves when this member has told the cluster who it is and answers clients.
     pub async fn ready(&self) {
-        self.duties.published().await;
+        self.gate.published().await;
     }
 
     /// Stops everything in order. What was applied is durable in the checkpoint when this returns.
     pub async fn stop(mut self, grace: Duration) -> Result<(), Failure> {
-        self.duties.stop().await;
         self.api.stop(grace).await;
         self.hand_over().await;
         self.desk.stop();
@@ -358,10 +375,9 @@ fn start_flusher(
 }
 
 fn raft_config(config: &Config, local: MemberId) -> RaftConfig {
-    let election_ticks = config.election_timeout.as_millis() / config.heartbeat_interval.as_millis().max(1);
     RaftConfig {
         tick: config.heartbeat_interval,
-        election_ticks: usize::try_from(election_ticks).unwrap_or(usize::MAX),
+        election_ticks: config.election_ticks(),
         pre_vote: config.pre_vote,
         initial_tick_advance: config.initial_election_tick_advance,
         catch_up: CatchUp { entries: config.snapshot_catchup_entries, ..CatchUp::default() },
@@ -371,12 +387,26 @@ fn raft_config(config: &Config, local: MemberId) -> RaftConfig {
     }
 }
 
+fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
+    Ok(ServeOptions {
+        access: Access { hosts: config.host_whitelist.clone(), origins: config.cors.clone() },
+        streams_max: config.max_concurrent_streams,
+        keepalive_interval: config.grpc_keepalive_interval,
+        keepalive_timeout: config.grpc_keepalive_timeout,
+        connections_max: connections_max().map_err(Failure::Refused)?,
+        extensive_metrics: config.extensive_metrics,
+    })
+}
+
+fn auto_compaction(setting: AutoCompaction) -> Option<compactor::AutoCompaction> {
+    match setting {
+        AutoCompaction::Off => None,
+        AutoCompaction::Periodic(period) => Some(compactor::AutoCompaction::Periodic(period)),
+        AutoCompaction::Revision(revisions) => Some(compactor::AutoCompaction::Revision(revisions)),
+    }
+}
+
 fn unix_millis() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The hook for a thread that panicked.
-pub fn end_process(ends: &Ends) -> EndProcess {
-    ends.end_process()
 }

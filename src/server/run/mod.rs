@@ -1,1 +1,186 @@
-//! Composition root.
+//! Composition root: reads the command line, puts a member together, waits for its end, stops it in order.
+
+pub mod backend;
+pub mod ends;
+pub mod facts;
+pub mod identity;
+pub mod member;
+pub mod ports;
+pub mod sockets;
+pub mod storage;
+pub mod versions;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use nix::sys::signal::Signal;
+use tokio::signal::unix::SignalKind;
+
+use crate::common::failure::Failure;
+use crate::common::logging;
+use crate::common::version::ETCD_VERSION;
+use crate::common::version::QUORATE_VERSION;
+use crate::program::Manner;
+use crate::server::config::Config;
+use crate::server::config::Personality;
+use crate::server::config::exit::Exit;
+use crate::server::metrics::new_registry;
+use crate::server::raft::wal::WalOptions;
+use crate::server::run::ends::Ends;
+use crate::server::run::member::Member;
+use crate::server::run::member::machine_config;
+use crate::server::run::sockets::Sockets;
+use crate::server::run::storage::Directories;
+use crate::server::run::storage::Storage;
+
+/// How a running member was asked to end, or ended by itself.
+enum Stop {
+    Signal(Signal),
+    End(ends::End),
+}
+
+/// Runs a member's command line to its end.
+pub fn main(words: Vec<OsString>, manner: Manner) -> ExitCode {
+    let personality = match manner {
+        Manner::Original => Personality::Etcd,
+        Manner::Native => Personality::Native,
+    };
+    let config = match Config::from_args(&words, std::env::vars(), personality) {
+        Ok(config) => config,
+        Err(exit) => return leave(&exit),
+    };
+    say(&mut std::io::stderr(), &config.warnings);
+    match logging::subscriber(&config.log).map(tracing::subscriber::set_global_default) {
+        Ok(_) => {}
+        Err(error) => return leave(&Exit::failed_to_verify(error.to_string())),
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return leave(&Exit::discovery_failed(format!("cannot start: {error}"))),
+    };
+    let stopped = runtime.block_on(serve(&config));
+    // What still runs are blocking tasks of requests that nobody waits for.
+    runtime.shutdown_background();
+    match stopped {
+        Ok(Stop::Signal(signal)) => end_by(signal),
+        Ok(Stop::End(end)) => end.exit_code(),
+        Err(StartError::Refused(text)) => leave(&Exit::discovery_failed(text)),
+    }
+}
+
+/// Why a member did not start.
+enum StartError {
+    Refused(String),
+}
+
+impl From<Failure> for StartError {
+    fn from(failure: Failure) -> StartError {
+        StartError::Refused(failure.to_string())
+    }
+}
+
+async fn serve(config: &Config) -> Result<Stop, StartError> {
+    config.log_notes();
+    tracing::info!(
+        etcd_version = ETCD_VERSION,
+        quorate_version = QUORATE_VERSION,
+        name = config.name,
+        data_dir = %config.data_dir.display(),
+        "starting a member"
+    );
+    let mut signals = Signals::new().map_err(StartError::Refused)?;
+    let sockets = Sockets::bind(config).await.map_err(StartError::Refused)?;
+    let directories = Directories::new(&config.data_dir, config.wal_dir.as_deref());
+    let options = WalOptions { fsync: config.fsync, ..WalOptions::default() };
+    let identity = match Storage::has_log_in(&directories)? {
+        true => None,
+        false => Some(identity::decide(config).await.map_err(StartError::Refused)?),
+    };
+    let storage = Storage::open(directories, options)?;
+    if let Some((identity, founder)) = &identity {
+        storage.create_log(identity, *founder)?;
+    }
+    let machine_config = machine_config(config);
+    let space = machine_config.space.clone();
+    let restored = storage.restore(machine_config)?;
+    tracing::info!(
+        member = %restored.local,
+        cluster = %restored.cluster,
+        applied = restored.machine.applied().index,
+        revision = restored.machine.revision(),
+        "restored"
+    );
+    let ends = Ends::default();
+    let founders = identity.map(|(identity, _)| identity.members).unwrap_or_default();
+    let member = Member::start(config, storage, restored, space, founders, sockets, &ends, new_registry())?;
+    let ready = async {
+        member.ready().await;
+        tracing::info!(name = config.name, "ready to serve client requests");
+        std::future::pending::<()>().await;
+    };
+    let stop = tokio::select! {
+        () = ready => Stop::End(ends::End::Failed),
+        end = ends.wait() => Stop::End(end),
+        signal = signals.next() => Stop::Signal(signal),
+    };
+    if let Stop::Signal(signal) = stop {
+        tracing::info!(signal = signal.as_str(), "stopping");
+        let stopping = member.stop(config.request_timeout());
+        tokio::select! {
+            stopped = stopping => {
+                if let Err(failure) = stopped {
+                    tracing::error!(%failure, "stopped, but not everything was written");
+                    return Ok(Stop::End(ends::End::Failed));
+                }
+                tracing::info!("stopped");
+            }
+            end = ends.wait() => return Ok(Stop::End(end)),
+            // Asked twice: no more patience. Nothing acknowledged depends on an orderly stop.
+            again = signals.next() => tracing::warn!(signal = again.as_str(), "stopping at once"),
+        }
+    }
+    Ok(stop)
+}
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals, String> {
+        let listen = |kind| tokio::signal::unix::signal(kind).map_err(|error| format!("cannot catch signals: {error}"));
+        Ok(Signals { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::SIGINT,
+            _ = self.terminate.recv() => Signal::SIGTERM,
+        }
+    }
+}
+
+/// Ends as etcd does after a clean stop: killed by the very signal, so that a parent sees why. Pid 1 cannot be.
+fn end_by(signal: Signal) -> ExitCode {
+    if std::process::id() == 1 {
+        return ExitCode::SUCCESS;
+    }
+    // Returns only if the signal could not be raised.
+    let _ = signal_hook::low_level::emulate_default_handler(signal as i32);
+    ExitCode::SUCCESS
+}
+
+fn leave(exit: &Exit) -> ExitCode {
+    say(&mut std::io::stdout(), &exit.stdout);
+    say(&mut std::io::stderr(), &exit.stderr);
+    ExitCode::from(exit.code)
+}
+
+fn say(stream: &mut dyn Write, text: &str) {
+    // Nobody is left to tell when even this cannot be written.
+    let _ = stream.write_all(text.as_bytes()).and_then(|()| stream.flush());
+}

@@ -21,7 +21,7 @@ impl Sockets {
     /// Binds peer, client and metrics addresses. The error names the address as Go does.
     pub async fn bind(config: &Config) -> Result<Sockets, String> {
         let peer = config.listen_peer_urls.iter().map(bind_peer).collect::<Result<Vec<_>, _>>()?;
-        let reuse = Reuse { port: config.socket_reuse_port, address: config.socket_reuse_address };
+        let reuse = Reuse { port: config.reuse_port, address: config.reuse_address };
         let grpc = if config.listen_client_http_urls.is_empty() { Role::Client } else { Role::GrpcOnly };
         let mut client = bind(&config.listen_client_urls, grpc, reuse).await?;
         client.extend(bind(&config.listen_client_http_urls, Role::HttpOnly, reuse).await?);

@@ -26,9 +26,6 @@ use crate::server::raft::wal::Wal;
 use crate::server::raft::wal::WalOptions;
 use crate::server::snapshot::install;
 
-/// The live database within the snapshot directory.
-const DATABASE: &str = "db.redb";
-
 /// Where a member keeps its files.
 #[derive(Clone, Debug)]
 pub struct Directories {
@@ -80,12 +77,12 @@ impl Storage {
 
     /// The live database.
     pub fn database(&self) -> PathBuf {
-        self.directories.snap.join(DATABASE)
+        self.directories.snap.join(install::DATABASE)
     }
 
-    /// Whether this member has started before.
-    pub fn has_log(&self) -> Result<bool, Failure> {
-        Wal::exists(self.disk.as_ref(), &self.directories.wal)
+    /// Whether the member of these directories has started before.
+    pub fn has_log_in(directories: &Directories) -> Result<bool, Failure> {
+        Wal::exists(&RealDisk, &directories.wal)
     }
 
     /// Writes the log of a member that starts for the first time: founders begin with one entry for each of them, a member
@@ -117,7 +114,7 @@ impl Storage {
         let applied = machine.applied();
         let start = Start {
             hard_state,
-            base: recovered.base,
+            base: (recovered.base.index, recovered.base.term),
             applied: (applied.index, applied.term),
             conf_state: applied.conf_state.clone(),
             entries: recovered.entries,
@@ -137,7 +134,7 @@ impl Storage {
 /// not synced by itself: then the checkpoint counts (reliability.md R13).
 fn replay(machine: &mut Machine, recovered: &Recovered) -> Result<HardState, Failure> {
     let applied = machine.applied().index;
-    let (base, _) = recovered.base;
+    let base = recovered.base.index;
     let last = recovered.entries.last().map_or(base, |entry| entry.index);
     if applied < base {
         let text = format!("the log begins behind entry {base}, but the database has applied only entry {applied}");
