@@ -558,7 +558,16 @@ impl Cluster {
             }
             self.calm_tick();
         }
-        assert!(condition(self), "not within {ticks} ticks: {what}");
+        assert!(condition(self), "not within {ticks} ticks: {what}\n{}", self.describe());
+    }
+
+    /// One line a member, for a test that failed.
+    fn describe(&self) -> String {
+        let line = |(id, member): (&u64, &Member)| {
+            let status = member.node.as_ref().map(Node::status);
+            format!("{id}: applied {:?}, removed {}, {:?}, {status:?}\n", member.state, member.removed, member.failed)
+        };
+        self.members.iter().map(line).collect()
     }
 
     pub fn until_leader(&mut self) -> u64 {
