@@ -92,6 +92,8 @@ pub struct Node {
     durable_index: u64,
     /// The tick at which this member applied its own removal.
     removed_at: Option<u64>,
+    /// Where the configuration changed last. A member that was added since ignores older snapshots: it is not in them.
+    conf_index: u64,
     /// A snapshot is being built; the index applied when it was asked for.
     building: Option<u64>,
     /// The next build is not asked for before this tick: a failed delivery must not start one build after the other.
@@ -142,6 +144,7 @@ impl Node {
             handed_out: HandedOut::new(applied),
             durable_index: applied,
             removed_at: None,
+            conf_index: applied,
             building: None,
             build_not_before: 0,
             sending: None,
@@ -362,7 +365,7 @@ impl Node {
     fn tick(&mut self, effects: &mut Vec<Effect>) {
         self.ticks += 1;
         if let Some(since) = self.removed_at {
-            if self.ticks == since + self.removal_grace_ticks / 2 {
+            if self.ticks >= since + self.removal_grace_ticks / 2 {
                 self.hand_over();
             }
             if self.ticks == since + self.removal_grace_ticks {
@@ -386,15 +389,16 @@ impl Node {
         self.raw.raft.promotable() && self.raw.raft.prs().is_singleton()
     }
 
-    /// A removed leader passes leadership on: its followers would wait out an election timeout otherwise (B48).
+    /// A removed leader tells the most complete voter to campaign: the others would wait out an election timeout (B48).
+    /// Not by a transfer, which waits for acknowledgements that a removed leader does not count.
     fn hand_over(&mut self) {
         if self.raw.raft.state != StateRole::Leader {
             return;
         }
         let voters = self.raw.raft.prs().conf().voters().ids();
-        let candidates = self.matches().into_iter().filter(|(id, _)| id.0 != self.id && voters.contains(id.0));
+        let candidates = self.matches().into_iter().filter(|(id, _)| voters.contains(id.0));
         if let Some((id, _)) = candidates.max_by_key(|(id, matched)| (*matched, std::cmp::Reverse(*id))) {
-            self.raw.transfer_leader(id.0);
+            self.raw.raft.send_timeout_now(id.0);
         }
     }
 
@@ -550,6 +554,8 @@ impl Node {
             let inside = convert::applied_change(&change).map_err(|error| refused(error.to_string()))?;
             if let Some(inside) = inside.filter(|inside| inside.node_id != 0) {
                 self.raw.apply_conf_change(&inside).map_err(|error| refused(error.to_string()))?;
+                self.conf_index = index;
+                self.raw.mut_store().drop_snapshot();
             }
             if self.removes_self(&change) {
                 self.removed_at = Some(self.ticks);
@@ -586,8 +592,10 @@ impl Node {
                 self.applied_index()
             )));
         }
-        // One that the log has left behind is useless; the follower's next answer asks for another.
-        self.raw.mut_store().offer_snapshot(inside);
+        // One that the log or the configuration has left behind is useless; the follower's next answer asks for another.
+        if index >= self.conf_index {
+            self.raw.mut_store().offer_snapshot(inside);
+        }
         Ok(())
     }
 

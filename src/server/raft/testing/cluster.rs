@@ -110,7 +110,10 @@ impl State {
     fn change(&mut self, change: ConfChange) -> Option<ConfChange> {
         let id = change.node_id;
         let fits = match change.r#type {
-            numbers::CONF_ADD_NODE => self.voters.insert(id) && (self.learners.remove(&id) || true),
+            numbers::CONF_ADD_NODE => {
+                self.learners.remove(&id);
+                self.voters.insert(id)
+            }
             numbers::CONF_ADD_LEARNER => !self.voters.contains(&id) && self.learners.insert(id),
             numbers::CONF_REMOVE_NODE if self.voters.len() == 1 && self.voters.contains(&id) => false,
             numbers::CONF_REMOVE_NODE => self.voters.remove(&id) || self.learners.remove(&id),
@@ -558,7 +561,16 @@ impl Cluster {
             }
             self.calm_tick();
         }
-        assert!(condition(self), "not within {ticks} ticks: {what}");
+        assert!(condition(self), "not within {ticks} ticks: {what}\n{}", self.describe());
+    }
+
+    /// One line a member, for a test that failed.
+    fn describe(&self) -> String {
+        let line = |(id, member): (&u64, &Member)| {
+            let status = member.node.as_ref().map(Node::status);
+            format!("{id}: applied {:?}, removed {}, {:?}, {status:?}\n", member.state, member.removed, member.failed)
+        };
+        self.members.iter().map(line).collect()
     }
 
     pub fn until_leader(&mut self) -> u64 {
