@@ -96,7 +96,7 @@ async fn message(shared: &Arc<Shared>, request: Request<Incoming>) -> Reply {
                     if let Some(peer) = &peer {
                         peer.metrics.received_failures.inc();
                     }
-                    tracing::debug!(from = ?signature.from, %refusal, "posted message is refused");
+                    tracing::debug!(from = %signature.from.unwrap_or_default(), %refusal, "posted message is refused");
                     closing(reply::error(StatusCode::INTERNAL_SERVER_ERROR, "error processing raft message"))
                 }
             }

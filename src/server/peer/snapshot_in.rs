@@ -80,7 +80,8 @@ pub(super) async fn receive(shared: &Arc<Shared>, from: Option<MemberId>, body: 
     let path = spawn_blocking(move || sink.incoming_path(index)).await.map_err(ReceiveError::save)?;
     let incoming = IncomingFile { path: Some(path) };
     let bytes = incoming.fill(&mut body).await.map_err(ReceiveError::save)?;
-    tracing::info!(?from, index, bytes, "received a snapshot");
+    let sender = from.unwrap_or_default();
+    tracing::info!(from = %sender, index, bytes, "received a snapshot");
     let shared = Arc::clone(shared);
     let prepared = spawn_blocking(move || finish(&shared, message, incoming, permit, progress)).await;
     prepared.map_err(ReceiveError::save)?.map_err(ReceiveError::save)
