@@ -371,4 +371,6 @@ fn outcome(request_id: u64, result: Result<Reply, Answer>) -> Option<Outcome> {
 }
 
 #[cfg(test)]
+mod replay;
+#[cfg(test)]
 mod tests;
