@@ -441,7 +441,7 @@ mod tests {
     fn bench(plans: &[Plan], quota: i64, connected: &[u64]) -> Bench {
         let ends_in_timeout = matches!(plans, [Plan::Silence | Plan::Refuse(Refusal::NoLeader)]);
         let registry = prometheus::Registry::new();
-        let desk = Arc::new(Desk::new(MemberId(1), 0, DeskMetrics::register(&registry)));
+        let desk = Arc::new(Desk::new(0, DeskMetrics::register(&registry)));
         let alarms = AlarmsHandle::default();
         let (plans, seen) = (Mutex::new(plans.to_vec()), Mutex::default());
         let raft = Arc::new(FakeRaft { desk: desk.clone(), alarms: alarms.clone(), plans, seen });

@@ -264,7 +264,7 @@ mod tests {
 
     fn bench(request_timeout: Duration, retry: Duration, lone: bool) -> Bench {
         let registry = prometheus::Registry::new();
-        let desk = Arc::new(Desk::new(MemberId(1), 5, DeskMetrics::register(&registry)));
+        let desk = Arc::new(Desk::new(5, DeskMetrics::register(&registry)));
         let raft = Arc::new(FakeRaft { lone, ..FakeRaft::default() });
         let cluster = ClusterHandle::new(ClusterId(1), MemberId(1));
         let reader = Reader::new(ReaderParts {
