@@ -113,8 +113,9 @@ impl Proposer {
     pub async fn propose(&self, request: InternalRaftRequest) -> Result<Reply, Answer> {
         self.check_space(request_cost(&request)).await?;
         let result = self.submit(request).await;
-        if result == Err(Answer::NoSpace) {
-            // Applied beyond the quota: the alarm is up before the caller hears of it (server.md 6.4).
+        // Applied beyond the quota: the alarm is up before the caller hears of it. Where one is up already, of whichever
+        // member, that was the reason (server.md 6.4).
+        if result == Err(Answer::NoSpace) && !self.inner.published.alarms.any(AlarmType::Nospace) {
             self.raise_no_space().await;
         }
         result

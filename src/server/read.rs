@@ -71,9 +71,6 @@ impl Reader {
 
     /// Returns when a read here sees everything that was acknowledged anywhere before the call.
     pub async fn barrier(&self) -> Result<(), Answer> {
-        if self.inner.desk.is_stopped() {
-            return Err(Answer::Stopped);
-        }
         // A lone voter that leads has nobody to ask: what it acknowledged, it had published.
         if self.inner.raft.lone_leader() {
             return Ok(());
@@ -81,6 +78,10 @@ impl Reader {
         let (sender, receiver) = oneshot::channel();
         {
             let mut next = self.lock();
+            // Asked under the lock: `run` answers what is in here after the stop, and nothing comes in behind it.
+            if self.inner.desk.is_stopped() {
+                return Err(Answer::Stopped);
+            }
             // Callers that left still hold their place until the round ends; they make room here.
             if next.len() >= READS_MAX {
                 next.retain(|sender| !sender.is_closed());

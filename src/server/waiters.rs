@@ -75,6 +75,18 @@ impl Waiters {
         }
     }
 
+    /// Leaves word for many at once: one lock for a batch, most of which is unknown here on a follower.
+    fn answer(&self, outcomes: Vec<Outcome>) {
+        let mut waiting = lock(&self.waiting);
+        let known =
+            outcomes.into_iter().filter_map(|outcome| Some((waiting.remove(&outcome.request_id)?, outcome.result)));
+        let known: Vec<_> = known.collect();
+        drop(waiting);
+        for (sender, result) in known {
+            let _ = sender.send(Notice::Answered(result));
+        }
+    }
+
     fn notify_all(&self, notice: impl Fn() -> Notice) {
         let all = std::mem::take(&mut *lock(&self.waiting));
         for sender in all.into_values() {
@@ -214,9 +226,7 @@ impl Desk {
 
 impl Listener for Desk {
     fn answered(&self, outcomes: Vec<Outcome>) {
-        for outcome in outcomes {
-            self.waiters.notify(outcome.request_id, Notice::Answered(outcome.result));
-        }
+        self.waiters.answer(outcomes);
     }
 
     fn applied(&self, index: u64) {

@@ -201,6 +201,18 @@ async fn no_space_raises_the_alarm_once_before_it_answers() {
 }
 
 #[tokio::test]
+async fn another_members_alarm_raises_none_of_our_own() {
+    let bench = bench(&[Plan::Answer(Err(Answer::NoSpace))], 0, &[]);
+    let mut alarms = Alarms::default();
+    let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Nospace as i32);
+    alarms.apply(&AlarmRequest { action, member_id: 2, alarm });
+    bench.raft.alarms.publish(&alarms);
+    assert_eq!(bench.proposer.propose(put(b"v")).await, Err(Answer::NoSpace));
+    assert!(!bench.raft.alarms.has(1, AlarmType::Nospace));
+    assert_eq!(bench.raft.seen.lock().expect("no panic").len(), 1);
+}
+
+#[tokio::test]
 async fn timeouts_say_what_may_have_been_the_cause() {
     let check = async |leader_before: u64, connected: &[u64], expected: Answer| {
         let bench = bench(&[Plan::Silence], 0, connected);
