@@ -11,20 +11,17 @@ use std::sync::PoisonError;
 use std::time::Instant;
 
 use bytes::Bytes;
-use prometheus::IntCounter;
 use prometheus::IntGauge;
 use tokio::sync::Notify;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
 
 use crate::common::answer::Answer;
-use crate::common::ids::MemberId;
 use crate::server::apply::outcome::Outcome;
 use crate::server::apply::outcome::Reply;
 use crate::server::apply::ports::Listener;
 use crate::server::raft::state_machine::RaftStatus;
 use crate::server::raft::state_machine::Refusal;
-use crate::server::raft::state_machine::Role;
 
 /// Proposals that wait for their outcome. Full means clients are told that there are too many requests.
 pub const WAITERS_MAX: usize = 4096;
@@ -75,6 +72,18 @@ impl Waiters {
         if let Some(sender) = sender {
             // A waiter that left meanwhile wants no word.
             let _ = sender.send(notice);
+        }
+    }
+
+    /// Leaves word for many at once: one lock for a batch, most of which is unknown here on a follower.
+    fn answer(&self, outcomes: Vec<Outcome>) {
+        let mut waiting = lock(&self.waiting);
+        let known =
+            outcomes.into_iter().filter_map(|outcome| Some((waiting.remove(&outcome.request_id)?, outcome.result)));
+        let known: Vec<_> = known.collect();
+        drop(waiting);
+        for (sender, result) in known {
+            let _ = sender.send(Notice::Answered(result));
         }
     }
 
@@ -143,13 +152,12 @@ pub struct Desk {
     /// This member ought to raise NOSPACE; `duties/nospace` does.
     pub space_wanted: Notify,
     read_round: Mutex<Option<ReadRound>>,
-    local: MemberId,
     metrics: DeskMetrics,
 }
 
 impl Desk {
     /// A desk for a member whose state has applied the log up to `applied`.
-    pub fn new(local: MemberId, applied: u64, metrics: DeskMetrics) -> Desk {
+    pub fn new(applied: u64, metrics: DeskMetrics) -> Desk {
         metrics.applied.set(gauge(applied));
         Desk {
             waiters: Waiters::default(),
@@ -159,7 +167,6 @@ impl Desk {
             stopped: watch::Sender::new(false),
             space_wanted: Notify::new(),
             read_round: Mutex::default(),
-            local,
             metrics,
         }
     }
@@ -219,9 +226,7 @@ impl Desk {
 
 impl Listener for Desk {
     fn answered(&self, outcomes: Vec<Outcome>) {
-        for outcome in outcomes {
-            self.waiters.notify(outcome.request_id, Notice::Answered(outcome.result));
-        }
+        self.waiters.answer(outcomes);
     }
 
     fn applied(&self, index: u64) {
@@ -260,15 +265,6 @@ impl Listener for Desk {
     fn status_changed(&self, status: RaftStatus) {
         let before = self.raft.borrow().status;
         let new_leader = status.leader.is_some() && status.leader != before.leader;
-        self.metrics.committed.set(gauge(status.commit_index));
-        if (status.role, status.leader) != (before.role, before.leader) {
-            self.metrics.is_leader.set(i64::from(status.role == Role::Leader));
-            self.metrics.has_leader.set(i64::from(status.leader.is_some()));
-            tracing::info!(member = %self.local, role = ?status.role, leader = ?status.leader, term = status.term, "raft changed");
-        }
-        if new_leader {
-            self.metrics.leader_changes.inc();
-        }
         self.raft.send_modify(|now| {
             now.status = status;
             if new_leader {
@@ -279,37 +275,19 @@ impl Listener for Desk {
     }
 }
 
-/// What the desk counts, by etcd's names (server.md 11.1; the first two are gauges there too).
+/// What the desk counts, by etcd's name (a gauge there too, server.md trap 40).
 #[derive(Clone)]
 pub struct DeskMetrics {
-    committed: IntGauge,
     applied: IntGauge,
-    has_leader: IntGauge,
-    is_leader: IntGauge,
-    leader_changes: IntCounter,
 }
 
 impl DeskMetrics {
     pub fn register(registry: &prometheus::Registry) -> DeskMetrics {
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help).expect("a valid name");
-            registry.register(Box::new(gauge.clone())).expect("registered once");
-            gauge
-        };
-        let leader_changes =
-            IntCounter::new("etcd_server_leader_changes_seen_total", "The number of leader changes seen.");
-        let leader_changes = leader_changes.expect("a valid name");
-        registry.register(Box::new(leader_changes.clone())).expect("registered once");
-        DeskMetrics {
-            committed: gauge(
-                "etcd_server_proposals_committed_total",
-                "The total number of consensus proposals committed.",
-            ),
-            applied: gauge("etcd_server_proposals_applied_total", "The total number of consensus proposals applied."),
-            has_leader: gauge("etcd_server_has_leader", "Whether or not a leader exists. 1 is existence, 0 is not."),
-            is_leader: gauge("etcd_server_is_leader", "Whether or not this member is a leader. 1 if is, 0 otherwise."),
-            leader_changes,
-        }
+        let applied =
+            IntGauge::new("etcd_server_proposals_applied_total", "The total number of consensus proposals applied.");
+        let applied = applied.expect("a valid name");
+        registry.register(Box::new(applied.clone())).expect("registered once");
+        DeskMetrics { applied }
     }
 }
 
@@ -326,8 +304,10 @@ fn gauge(value: u64) -> i64 {
 mod tests {
     use super::*;
 
+    use crate::common::ids::MemberId;
+
     fn desk() -> Desk {
-        Desk::new(MemberId(1), 0, DeskMetrics::register(&prometheus::Registry::new()))
+        Desk::new(0, DeskMetrics::register(&prometheus::Registry::new()))
     }
 
     fn leader(id: u64) -> RaftStatus {
@@ -397,8 +377,6 @@ mod tests {
         let check = |status: RaftStatus, changes: u64| {
             desk.status_changed(status);
             assert_eq!(desk.raft_now().leader_changes, changes);
-            assert_eq!(desk.metrics.leader_changes.get(), changes);
-            assert_eq!(desk.metrics.has_leader.get(), i64::from(status.leader.is_some()));
         };
         check(RaftStatus::default(), 0);
         check(leader(1), 1);

@@ -65,6 +65,27 @@ pub enum Request {
     Downgrade(Option<String>),
 }
 
+impl Request {
+    /// etcd's name of the request, as its metrics have it.
+    pub fn op(&self) -> &'static str {
+        match self {
+            Request::Nothing => "unknown",
+            Request::Range(_) => "Range",
+            Request::Put(_) => "Put",
+            Request::DeleteRange(_) => "DeleteRange",
+            Request::Txn(_) => "Txn",
+            Request::Compaction(_) => "Compaction",
+            Request::LeaseGrant(_) => "LeaseGrant",
+            Request::LeaseRevoke(_) => "LeaseRevoke",
+            Request::LeaseCheckpoint(_) => "LeaseCheckpoint",
+            Request::Alarm(_) => "Alarm",
+            Request::ClusterVersion(_) => "ClusterVersionSet",
+            Request::MemberAttributes { .. } => "ClusterMemberAttrSet",
+            Request::Downgrade(_) => "DowngradeInfoSet",
+        }
+    }
+}
+
 /// Reads an entry. A failure names its index.
 pub fn decode(entry: &Entry) -> Result<Command, Failure> {
     let named = |what: String| Failure::Refused(format!("log entry {} {what}", entry.index));

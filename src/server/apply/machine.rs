@@ -123,15 +123,16 @@ impl Machine {
             return Err(Failure::Refused(text));
         }
         let step = match decode(entry)? {
-            Command::Empty => Step { outcome: None, effects: vec![Effect::TermStarted] },
+            Command::Empty => Step { effects: vec![Effect::TermStarted], ..Step::default() },
             Command::Request { id, request } => {
+                let op = request.op();
                 let mut effects = Vec::new();
                 let result = match self.request(request, &mut effects) {
                     Ok(reply) => Ok(reply),
                     Err(ApplyError::Answer(answer)) => Err(answer),
                     Err(ApplyError::Failure(failure)) => return Err(failure),
                 };
-                Step { outcome: outcome(id, result), effects }
+                Step { outcome: outcome(id, result), effects, op }
             }
             Command::Reconfigure { id, change, .. } => self.reconfigure(id, change),
         };
@@ -337,13 +338,14 @@ impl Machine {
     fn reconfigure(&mut self, id: u64, change: Change) -> Step {
         if let Err(answer) = self.membership.change(change.clone()) {
             tracing::warn!(member = %change.member(), %answer, "configuration change rejected");
-            return Step { outcome: outcome(id, Err(answer)), effects: vec![Effect::ConfChange(None)] };
+            let effects = vec![Effect::ConfChange(None)];
+            return Step { outcome: outcome(id, Err(answer)), effects, ..Step::default() };
         }
         self.applied.conf_state = self.membership.conf_state();
         let mut effects = vec![Effect::ConfChange(cluster::for_raft(&change)), Effect::Cluster];
         effects.extend(cluster::for_peers(&change).map(Effect::Peer));
         let members = self.membership.members().cloned().collect();
-        Step { outcome: outcome(id, Ok(Reply::Members(members))), effects }
+        Step { outcome: outcome(id, Ok(Reply::Members(members))), effects, ..Step::default() }
     }
 
     fn set_carried(&mut self, bucket: Bucket, key: &'static [u8], value: Option<Bytes>) {
@@ -370,5 +372,7 @@ fn outcome(request_id: u64, result: Result<Reply, Answer>) -> Option<Outcome> {
     (request_id != 0).then_some(Outcome { request_id, result })
 }
 
+#[cfg(test)]
+mod replay;
 #[cfg(test)]
 mod tests;

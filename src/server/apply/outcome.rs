@@ -74,6 +74,8 @@ pub struct Step {
     /// `None` if nobody can be waiting for it.
     pub outcome: Option<Outcome>,
     pub effects: Vec<Effect>,
+    /// etcd's name of the request, for metrics; empty for what is none.
+    pub op: &'static str,
 }
 
 /// The header of a response: the revision only.

@@ -68,7 +68,7 @@ struct Thread {
 pub fn start(mut machine: Machine, queue: ApplyHandle, parts: ThreadParts) -> Result<JoinHandle<()>, Failure> {
     machine.publish_all(&parts.published);
     parts.metrics.alarms_changed(machine.alarms());
-    parts.metrics.cluster_changed(machine.membership(), parts.published.cluster.local_id());
+    parts.metrics.cluster_changed(machine.membership());
     queue.listener().applied(machine.applied().index);
     queue.listener().compaction(machine.store().compact_revision(), machine.store().finished_compaction());
     let thread = Thread { machine, queue: queue.clone(), parts };
@@ -108,7 +108,7 @@ impl Thread {
             let step = self.machine.apply_entry(&entry)?;
             if let Some(outcome) = step.outcome {
                 let elapsed = (self.parts.stopwatch)().saturating_sub(started);
-                self.parts.metrics.applied(&outcome, elapsed, self.parts.slow_after);
+                self.parts.metrics.applied(step.op, &outcome.result, elapsed, self.parts.slow_after);
                 outcomes.push(outcome);
             }
             effects.extend(step.effects.into_iter().map(|effect| (entry.index, effect)));
@@ -131,7 +131,7 @@ impl Thread {
         let any = |wanted: Effect| effects.iter().any(|(_, effect)| *effect == wanted);
         if any(Effect::Cluster) {
             self.machine.publish_cluster(&self.parts.published.cluster);
-            self.parts.metrics.cluster_changed(self.machine.membership(), self.parts.published.cluster.local_id());
+            self.parts.metrics.cluster_changed(self.machine.membership());
         }
         if any(Effect::Alarms) {
             self.machine.publish_alarms(&self.parts.published);
@@ -168,6 +168,7 @@ impl Thread {
 
     fn flush(&mut self) {
         if let Some(batch) = self.machine.take_batch() {
+            self.parts.metrics.published(self.machine.store(), &batch.records);
             self.parts.flusher.submit(batch);
         }
     }
@@ -216,7 +217,7 @@ impl Thread {
         let removed: Vec<_> = membership.removed().collect();
         self.parts.peers.replaced(&members, &removed);
         self.parts.metrics.alarms_changed(self.machine.alarms());
-        self.parts.metrics.cluster_changed(membership, self.parts.published.cluster.local_id());
+        self.parts.metrics.cluster_changed(membership);
         let listener = self.queue.listener();
         listener.applied(index);
         listener.outcomes_lost();

@@ -7,3 +7,6 @@ pub mod compactor;
 pub mod nospace;
 pub mod publish;
 pub mod version;
+
+#[cfg(test)]
+mod tests;

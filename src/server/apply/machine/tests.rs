@@ -25,6 +25,8 @@ use crate::server::apply::testing::put;
 use crate::server::apply::testing::revoke;
 use crate::server::apply::testing::txn_of_delete;
 use crate::server::apply::testing::txn_of_puts;
+use crate::server::checkpoint::Checkpoint;
+use crate::server::checkpoint::store::RedbCheckpoint;
 use crate::server::mvcc::testing::dice::Dice;
 
 const OFF: i64 = -1;
@@ -143,7 +145,7 @@ fn entries_are_applied_once_and_in_order() {
     assert_eq!(gap, "log entry 3 cannot be applied behind entry 1");
     let empty = Entry { index: 2, term: 3, ..Entry::default() };
     let step = machine.apply_entry(&empty).expect("a leader's first entry");
-    assert_eq!(step, Step { outcome: None, effects: vec![Effect::TermStarted] });
+    assert_eq!(step, Step { effects: vec![Effect::TermStarted], ..Step::default() });
     assert_eq!((machine.applied().index, machine.applied().term), (2, 3));
 }
 
@@ -424,6 +426,35 @@ fn a_frozen_state_restores_the_same_machine() {
     assert_eq!(frozen.view.revision(), machine.revision());
     let copy = Written { buckets: frozen.buckets, applied: frozen.applied, tables: written.tables };
     assert_eq!(state(&mut copy.machine(OFF)), state(&mut machine));
+}
+
+#[test]
+fn a_checkpoint_on_disk_restores_the_same_machine() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("db.redb");
+    let mut checkpoint = RedbCheckpoint::open(&path).expect("a new file");
+    let mut machine = Written::default().machine(OFF);
+    for entries in log(3, 120).chunks(40) {
+        for entry in entries {
+            machine.apply_entry(entry).expect("can be applied");
+        }
+        while machine.store().is_compacting() {
+            machine.compaction_step(3).expect("tables on disk");
+        }
+        let batch = machine.take_batch().expect("changes");
+        let tables = checkpoint.write(&batch).expect("a disk");
+        machine.flushed(tables, batch.records.last().map(|record| record.revision));
+    }
+    machine.store.publish();
+    let expected = state(&mut machine);
+    drop(machine);
+    drop(checkpoint);
+    let checkpoint = RedbCheckpoint::open(&path).expect("the same file");
+    let (buckets, applied) = checkpoint.buckets().expect("readable");
+    let config = Written::default().machine_config(OFF);
+    let tables = checkpoint.tables().expect("readable");
+    let mut machine = Machine::restore(config, tables, &buckets, applied).expect("a checkpoint of our own");
+    assert_eq!(state(&mut machine), expected);
 }
 
 #[test]
