@@ -56,7 +56,7 @@ pub enum Surface {
 
 impl HttpServer {
     pub fn new(backend: Arc<dyn Backend>, registry: Registry, access: Access) -> HttpServer {
-        let (metrics, member) = (HttpMetrics::register(&registry), MemberMetrics::register(&registry));
+        let (metrics, member) = (HttpMetrics::register(&registry), MemberMetrics::register(&registry, &*backend));
         HttpServer { backend, registry, access, metrics, member }
     }
 
