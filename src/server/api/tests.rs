@@ -579,3 +579,34 @@ async fn strangers_are_told_plainly() {
         (Code::Unimplemented, "unknown method Nope for service etcdserverpb.KV")
     );
 }
+
+#[tokio::test]
+async fn a_handler_that_panics_costs_its_request_only() {
+    let port = Port::start().await;
+    let mut maintenance = MaintenanceClient::new(port.channel().await);
+    assert_eq!(maintenance.hash(HashRequest {}).await.expect("answers").into_inner().header, header(1));
+    port.fake.state().stuck = true;
+    assert_eq!(maintenance.hash(HashRequest {}).await.expect_err("panics").code(), Code::Internal);
+    port.fake.state().stuck = false;
+    maintenance.hash(HashRequest {}).await.expect("the connection lives on");
+}
+
+#[tokio::test]
+async fn split_listeners_answer_their_part_only() {
+    let port = Port::start_with(Role::GrpcOnly, options(), std::future::ready(())).await;
+    port.kv().await.put(put("a", "1")).await.expect("gRPC");
+    let mut stream = TcpStream::connect(port.address).await.expect("connects");
+    stream.write_all(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("written");
+    let mut response = Vec::new();
+    // The end comes as a reset when the kernel still held bytes of ours.
+    let _ = stream.read_to_end(&mut response).await;
+    assert_eq!(response, b"");
+    let port = Port::start_with(Role::HttpOnly, options(), std::future::ready(())).await;
+    assert_eq!(port.get("/version").await.0, 200);
+    let endpoint = Channel::from_shared(format!("http://{}", port.address)).expect("valid");
+    let gone = match endpoint.connect().await {
+        Err(_) => true,
+        Ok(channel) => KvClient::new(channel).put(put("a", "1")).await.is_err(),
+    };
+    assert!(gone);
+}
