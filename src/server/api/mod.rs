@@ -25,7 +25,6 @@ pub mod metrics;
 pub mod range_stream;
 pub mod server;
 pub mod services;
-pub mod setup;
 pub mod socket;
 
 #[cfg(test)]
