@@ -275,4 +275,16 @@ mod tests {
         assert_eq!(url.with_host("10.0.0.7").to_string(), "http://10.0.0.7:2379");
         assert_eq!(url.with_host("fe80::1").to_string(), "http://[fe80::1]:2379");
     }
+
+    proptest::proptest! {
+        /// A URL comes from a command line, from a peer's member list or from the log (reliability.md 4.5, F12).
+        #[test]
+        fn no_text_panics_and_what_is_read_is_given_back(text in "(http|https|unix|x)?:?/{0,2}[a-z0-9\\[\\]:./@% é-]{0,20}") {
+            if let Ok(url) = Url::parse(&text) {
+                let (again, address) = (Url::parse(&url.to_string()), url.address());
+                proptest::prop_assert_eq!(again.map(|again| again.address()), Ok(address));
+                let _ = (url.is_bindable(), url.host().len(), url.port().len());
+            }
+        }
+    }
 }

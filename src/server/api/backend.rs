@@ -24,7 +24,10 @@ use crate::proto::etcdserverpb::RangeRequest;
 use crate::proto::etcdserverpb::RangeResponse;
 use crate::proto::etcdserverpb::TxnRequest;
 use crate::proto::etcdserverpb::TxnResponse;
-use crate::server::raft::state_machine::RaftStatus;
+
+/// The one thing that the API knows of raft: a copy of its status.
+pub use crate::server::raft::state_machine::RaftStatus;
+pub use crate::server::raft::state_machine::Role;
 
 /// Who this member is. Fixed for its life.
 #[derive(Clone, Debug, PartialEq, Eq)]

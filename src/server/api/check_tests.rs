@@ -177,3 +177,32 @@ fn costs_follow_the_dearer_branch() {
     assert_eq!(txn_cost(&branches(vec![big()], vec![put_op("a"), put_op("b")])), 2 * 257);
     assert_eq!(txn_cost(&branches(vec![nested(vec![big()], vec![])], vec![])), 267);
 }
+
+proptest::proptest! {
+    /// What a socket brings is decoded and then checked or refused, whatever it is (reliability.md 4.5, F1).
+    #[test]
+    fn no_bytes_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+        use prost::Message;
+        if let Ok(request) = TxnRequest::decode(bytes.as_slice()) {
+            let _ = (txn_cost(&request), is_read_only(&request), is_serializable(&request), txn(&request, 128));
+        }
+        if let Ok(request) = RangeRequest::decode(bytes.as_slice()) {
+            let _ = range_stream(&request);
+        }
+    }
+
+    /// The check against a slow one that lists what each branch writes, for branches without nesting.
+    #[test]
+    fn flat_overlaps_equal_the_naive_answer(ops in proptest::collection::vec((0..2u8, 0..4u8, 0..5u8), 0..6)) {
+        let name = |number: u8| char::from(b'a' + number).to_string();
+        let branch: Vec<RequestOp> = ops
+            .iter()
+            .map(|(kind, from, end)| if *kind == 0 { put_op(&name(*from)) } else { delete_op(&name(*from), &name(*end)) })
+            .collect();
+        let puts: Vec<u8> = ops.iter().filter(|op| op.0 == 0).map(|op| op.1).collect();
+        let twice = puts.iter().enumerate().any(|(at, key)| puts[..at].contains(key));
+        let deleted = ops.iter().filter(|op| op.0 == 1).any(|(_, from, end)| puts.iter().any(|key| (from..end).contains(&key)));
+        let expected = if twice || deleted { Err(Answer::DuplicateKey) } else { Ok(()) };
+        proptest::prop_assert_eq!(txn(&branches(branch, Vec::new()), 128), expected);
+    }
+}

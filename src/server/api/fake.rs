@@ -17,10 +17,10 @@ use crate::proto::mvccpb::KeyValue;
 use crate::server::api::backend::Backend;
 use crate::server::api::backend::Identity;
 use crate::server::api::backend::Limits;
+use crate::server::api::backend::RaftStatus;
+use crate::server::api::backend::Role;
 use crate::server::api::backend::Snapshot;
 use crate::server::api::backend::StoreSizes;
-use crate::server::raft::state_machine::RaftStatus;
-use crate::server::raft::state_machine::Role;
 
 pub const MEMBER: MemberId = MemberId(0xddd6_7b31_2462_fd7b);
 pub const CLUSTER: ClusterId = ClusterId(0xa7ef_944b_9571_1739);
@@ -253,7 +253,9 @@ impl Backend for Fake {
         Ok(HashKvResponse { header: state.header(), hash: 1_084_519_789, compact_revision: -1, hash_revision })
     }
 
+    /// The one handler that panics, when it is told to.
     async fn hash(&self) -> Result<HashResponse, Answer> {
+        assert!(!self.state().stuck, "told to panic");
         Ok(HashResponse { header: None, hash: 7 })
     }
 

@@ -19,12 +19,12 @@ use tonic::body::Body;
 use crate::common::urls::split_host_port;
 use crate::common::version::ETCD_VERSION;
 use crate::server::api::backend::Backend;
+use crate::server::api::backend::Role;
 use crate::server::api::http_health;
 use crate::server::api::http_health::Probe;
 use crate::server::api::metrics::HttpMetrics;
 use crate::server::api::metrics::MemberMetrics;
 use crate::server::metrics;
-use crate::server::raft::state_machine::Role;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -56,7 +56,7 @@ pub enum Surface {
 
 impl HttpServer {
     pub fn new(backend: Arc<dyn Backend>, registry: Registry, access: Access) -> HttpServer {
-        let (metrics, member) = (HttpMetrics::register(&registry), MemberMetrics::register(&registry));
+        let (metrics, member) = (HttpMetrics::register(&registry), MemberMetrics::register(&registry, &*backend));
         HttpServer { backend, registry, access, metrics, member }
     }
 

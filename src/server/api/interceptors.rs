@@ -3,11 +3,13 @@
 //! Order of the checks is etcd's (server.md 0.3). Its first one, whether the cluster can speak v3 at all, is left out: no
 //! cluster that we can join does not.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::HeaderMap;
 use http::Request;
 use http::Response;
@@ -93,8 +95,12 @@ impl GrpcServer {
         let request = request.map(|body| {
             RequestBody::new(body, self.message_bytes_max, metrics.clone(), self.metrics.received_bytes.clone())
         });
-        let response = ending.bound(self.services.call(method, request)).await?;
-        Ok((response, ending))
+        // A handler that panics costs its request only (DESIGN.md 2).
+        let guarded = AssertUnwindSafe(self.services.call(method, request)).catch_unwind();
+        match ending.bound(guarded).await? {
+            Ok(response) => Ok((response, ending)),
+            Err(_) => Err(Status::internal(format!("quorate: {} panicked, see the log of this member", method.name))),
+        }
     }
 
     fn check(&self, headers: &HeaderMap, method: &Method, ending: &mut Ending) -> Result<(), Answer> {
@@ -140,7 +146,7 @@ impl GrpcServer {
     fn log_slow(&self, method: &Method, took: Duration) {
         let limit = self.backend.limits().slow_request;
         if method.kind.is_unary() && !limit.is_zero() && took > limit {
-            tracing::warn!(method = method.name, took = ?took, expected = ?limit, "request stats: took too long");
+            tracing::warn!(method = method.name, took = ?took, expected = ?limit, "a request took too long");
         }
     }
 }

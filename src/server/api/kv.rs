@@ -16,9 +16,12 @@ use crate::proto::etcdserverpb::PutRequest;
 use crate::proto::etcdserverpb::PutResponse;
 use crate::proto::etcdserverpb::RangeRequest;
 use crate::proto::etcdserverpb::RangeResponse;
+use crate::proto::etcdserverpb::RequestOp;
 use crate::proto::etcdserverpb::TxnRequest;
 use crate::proto::etcdserverpb::TxnResponse;
 use crate::proto::etcdserverpb::kv_server::Kv;
+use crate::proto::etcdserverpb::range_request::SortOrder;
+use crate::proto::etcdserverpb::request_op::Request as RequestUnion;
 use crate::server::api::backend::Backend;
 use crate::server::api::check;
 use crate::server::api::header;
@@ -45,8 +48,7 @@ impl KvService {
             self.backend.read_barrier().await?;
         }
         let snapshot = self.backend.snapshot();
-        let small = request.range_end.is_empty() || (1..=INLINE_KEYS_MAX).contains(&request.limit);
-        let mut response = match small && request.sort_target == 0 {
+        let mut response = match is_small(&request) {
             true => snapshot.range(&request)?,
             false => blocking(move || snapshot.range(&request)).await?,
         };
@@ -59,7 +61,10 @@ impl KvService {
             self.backend.read_barrier().await?;
         }
         let snapshot = self.backend.snapshot();
-        let mut response = blocking(move || snapshot.txn(&request)).await?;
+        let mut response = match is_small_txn(&request) {
+            true => snapshot.txn(&request)?,
+            false => blocking(move || snapshot.txn(&request)).await?,
+        };
         response.header = header::complete(&*self.backend, response.header);
         Ok(response)
     }
@@ -69,6 +74,24 @@ impl KvService {
         response.header = header::complete(&*self.backend, response.header);
         Ok(response)
     }
+}
+
+/// Whether a range reads a few records whatever the store holds: a sort or a filter would look at all of the interval.
+fn is_small(request: &RangeRequest) -> bool {
+    let limited = (1..=INLINE_KEYS_MAX).contains(&request.limit);
+    let sorted = request.sort_target != 0 || request.sort_order == SortOrder::Descend as i32;
+    let bounds =
+        [request.min_mod_revision, request.max_mod_revision, request.min_create_revision, request.max_create_revision];
+    request.range_end.is_empty() || (limited && !sorted && bounds.iter().all(|bound| *bound == 0))
+}
+
+fn is_small_txn(request: &TxnRequest) -> bool {
+    let ops = request.compare.len() + request.success.len().max(request.failure.len());
+    let single =
+        |op: &RequestOp| matches!(&op.request, Some(RequestUnion::RequestRange(range)) if range.range_end.is_empty());
+    ops <= INLINE_KEYS_MAX as usize
+        && request.compare.iter().all(|compare| compare.range_end.is_empty())
+        && request.success.iter().chain(&request.failure).all(single)
 }
 
 /// Runs a read that may go to the disk on a thread of its own.
@@ -153,5 +176,35 @@ impl Kv for KvService {
         let mut response = result?;
         response.header = header::complete(&*self.backend, response.header);
         Ok(Response::new(response))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    #[test]
+    fn only_reads_of_a_few_records_stay_on_the_sockets_thread() {
+        let check = |change: fn(&mut RangeRequest), small: bool| {
+            let mut request = RangeRequest { key: Bytes::from_static(b"k"), ..RangeRequest::default() };
+            change(&mut request);
+            assert_eq!(is_small(&request), small, "{request:?}");
+            let op = RequestOp { request: Some(RequestUnion::RequestRange(request.clone())) };
+            let txn = TxnRequest { success: vec![op], ..TxnRequest::default() };
+            assert_eq!(is_small_txn(&txn), request.range_end.is_empty());
+        };
+        check(|_| (), true);
+        check(|request| request.range_end = Bytes::from_static(b"z"), false);
+        check(|request| (request.range_end, request.limit) = (Bytes::from_static(b"z"), 3), true);
+        check(|request| (request.range_end, request.limit) = (Bytes::from_static(b"z"), 1000), false);
+        check(
+            |request| (request.range_end, request.limit, request.sort_order) = (Bytes::from_static(b"z"), 3, 2),
+            false,
+        );
+        check(
+            |request| (request.range_end, request.limit, request.min_mod_revision) = (Bytes::from_static(b"z"), 3, 2),
+            false,
+        );
     }
 }

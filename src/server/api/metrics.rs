@@ -247,30 +247,35 @@ impl HttpMetrics {
     }
 }
 
-/// Gauges that describe the member. They are set when somebody asks, from what the member knows then.
+/// Gauges that describe the member and that no other part keeps. They are set when somebody asks.
 #[derive(Debug)]
 pub struct MemberMetrics {
-    has_leader: IntGauge,
-    is_leader: IntGauge,
-    is_learner: IntGauge,
     quota: IntGauge,
     db_total: IntGauge,
     db_in_use: IntGauge,
     current_revision: IntGauge,
     compact_revision: IntGauge,
-    cluster_version: IntGaugeVec,
-    alarms: IntGaugeVec,
-    /// Only the member and version families' single series, kept to be documented in one place.
-    identity: [IntGaugeVec; 2],
 }
 
 impl MemberMetrics {
-    pub fn register(registry: &Registry) -> MemberMetrics {
+    pub fn register(registry: &Registry, backend: &dyn Backend) -> MemberMetrics {
         let one = |name: &str, help: &str| gauge(registry, name, help);
+        let constant = |name: &str, help: &str, label: &str, value: &str| {
+            gauge_vec(registry, name, help, &[label]).with_label_values(&[value]).set(1);
+        };
+        constant(
+            "etcd_server_id",
+            "Server or member ID in hexadecimal format. 1 for 'server_id' label with current ID.",
+            "server_id",
+            &backend.identity().member.to_string(),
+        );
+        constant(
+            "etcd_server_version",
+            "Which version is running. 1 for 'server_version' label with current version.",
+            "server_version",
+            ETCD_VERSION,
+        );
         MemberMetrics {
-            has_leader: one("etcd_server_has_leader", "Whether or not a leader exists. 1 is existence, 0 is not."),
-            is_leader: one("etcd_server_is_leader", "Whether or not this member is a leader. 1 if is, 0 otherwise."),
-            is_learner: one("etcd_server_is_learner", "Whether or not this member is a learner. 1 if is, 0 otherwise."),
             quota: one("etcd_server_quota_backend_bytes", "Current backend storage quota size in bytes."),
             db_total: one(
                 "etcd_mvcc_db_total_size_in_bytes",
@@ -285,58 +290,16 @@ impl MemberMetrics {
                 "etcd_debugging_mvcc_compact_revision",
                 "The revision of the last compaction in store.",
             ),
-            cluster_version: gauge_vec(
-                registry,
-                "etcd_cluster_version",
-                "Which version is running. 1 for 'cluster_version' label with current cluster version",
-                &["cluster_version"],
-            ),
-            alarms: gauge_vec(
-                registry,
-                "etcd_debugging_server_alarms",
-                "Alarms for every member in cluster. 1 for 'server_id' label with current ID. 2 for 'alarm_type' label with type of this alarm",
-                &["server_id", "alarm_type"],
-            ),
-            identity: [
-                gauge_vec(
-                    registry,
-                    "etcd_server_id",
-                    "Server or member ID in hexadecimal format. 1 for 'server_id' label with current ID.",
-                    &["server_id"],
-                ),
-                gauge_vec(
-                    registry,
-                    "etcd_server_version",
-                    "Which version is running. 1 for 'server_version' label with current version.",
-                    &["server_version"],
-                ),
-            ],
         }
     }
 
     /// Sets every gauge from the member.
     pub fn refresh(&self, backend: &dyn Backend) {
-        let identity = backend.identity();
-        let (raft, sizes) = (backend.raft_status(), backend.sizes());
-        self.has_leader.set(i64::from(raft.leader.is_some()));
-        self.is_leader.set(i64::from(raft.leader == Some(identity.member)));
-        self.is_learner.set(i64::from(backend.is_learner()));
+        let sizes = backend.sizes();
         self.quota.set(backend.limits().quota_shown());
         self.db_total.set(sizes.allocated);
         self.db_in_use.set(sizes.in_use);
         self.current_revision.set(backend.revision());
         self.compact_revision.set(backend.compact_revision());
-        self.identity[0].with_label_values(&[&identity.member.to_string()]).set(1);
-        self.identity[1].with_label_values(&[ETCD_VERSION]).set(1);
-        self.cluster_version.reset();
-        if let Some(version) = backend.cluster_version() {
-            let line = version.rsplit_once('.').map_or(version.as_str(), |(line, _)| line);
-            self.cluster_version.with_label_values(&[line]).set(1);
-        }
-        self.alarms.reset();
-        for alarm in backend.alarms() {
-            let kind = crate::server::api::http_health::alarm_name(alarm.alarm);
-            self.alarms.with_label_values(&[&format!("{:x}", alarm.member_id), &kind]).set(1);
-        }
     }
 }

@@ -234,7 +234,8 @@ impl ApiServer {
         mut stop: watch::Receiver<bool>,
     ) -> Result<(), hyper::Error> {
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT);
+        // Names as Go writes them: scripts grep for them.
+        builder.timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT).title_case_headers(true);
         let service = service_fn(move |request: Request<Incoming>| {
             let server = self.clone();
             async move { Ok::<Response<Body>, Infallible>(server.http.call(surface, request).await) }

@@ -247,3 +247,16 @@ fn the_initial_cluster_is_read_late() {
     let expected = "error setting up initial cluster: URL scheme must be http, https, unix, or unixs: foo";
     assert_eq!(config.initial_cluster().map(drop), Err(expected.to_owned()));
 }
+
+proptest::proptest! {
+    /// Any words make a configuration or an exit (reliability.md 4.5, F12).
+    #[test]
+    fn no_words_panic(
+        words in proptest::collection::vec("[-–—]{0,3}(name|pre-vote|snapshot-count|initial-cluster|auto-compaction-retention|feature-gates|é)?=?[a-z0-9=:,./é-]{0,12}", 0..5),
+    ) {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        if let Ok(config) = etcd(&words) {
+            let _ = config.initial_cluster();
+        }
+    }
+}
