@@ -17,6 +17,8 @@ pub mod error;
 mod kv;
 mod maintenance;
 pub mod retry;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
