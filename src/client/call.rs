@@ -30,8 +30,8 @@ const CLIENT_API_VERSION: &str = "3.7";
 /// Name and version in the `user-agent` of every call.
 const USER_AGENT: &str = concat!("quorate/", env!("CARGO_PKG_VERSION"));
 
-/// What a server is told of the deadline beyond what is left: our own clock is to end the call, so that a server's refusal
-/// does not arrive just before and read differently.
+/// What a server is told of the deadline beyond what is left: our own clock is to end the call, so that a server's
+/// refusal does not arrive just before and read differently.
 const DEADLINE_SLACK: Duration = Duration::from_millis(5);
 
 /// A longer deadline is not told to the server: the header has eight digits, and nobody means it.

@@ -36,8 +36,8 @@ impl CallError {
     /// Sorts a status as etcd's client does: known texts first, then the two codes of a caller that stopped waiting.
     pub(super) fn of(status: Status) -> CallError {
         match Answer::from_text(status.message()) {
-            // Not in etcd's table of client errors. A server's own deadline (7 s for a proposal) travels as UNKNOWN and
-            // is not the caller's.
+            // Not in etcd's table of client errors. A server's own deadline (7 s for a proposal) travels as UNKNOWN
+            // and is not the caller's.
             Some(Answer::ProposalDropped | Answer::ContextDeadlineExceeded | Answer::ContextCanceled) | None => {
                 match status.code() {
                     Code::DeadlineExceeded => CallError::Deadline { last: None },
