@@ -1,7 +1,7 @@
 //! Keeps a connection to every endpoint that answers and hands them out in turn.
 //!
-//! One task an endpoint dials, waits for the connection's end and dials again. A caller takes the next open connection,
-//! or waits until there is one: a call to a dead cluster ends by its own deadline (ctl.md 2.5).
+//! One task an endpoint dials, waits for the connection's end and dials again. A caller takes the next open
+//! connection, or waits until there is one: a call to a dead cluster ends by its own deadline (ctl.md 2.5).
 
 use std::sync::Arc;
 use std::sync::Mutex;

@@ -30,6 +30,13 @@ const CLIENT_API_VERSION: &str = "3.7";
 /// Name and version in the `user-agent` of every call.
 const USER_AGENT: &str = concat!("quorate/", env!("CARGO_PKG_VERSION"));
 
+/// What a server is told of the deadline beyond what is left: our own clock is to end the call, so that a server's
+/// refusal does not arrive just before and read differently.
+const DEADLINE_SLACK: Duration = Duration::from_millis(5);
+
+/// A longer deadline is not told to the server: the header has eight digits, and nobody means it.
+const TOLD_DEADLINE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// A method and what may be done with it.
 pub(super) struct Method {
     pub path: &'static str,
@@ -154,8 +161,8 @@ impl Client {
     /// Adds the metadata that every call carries.
     fn dress<Q>(&self, message: Q, deadline: Deadline) -> Request<Q> {
         let mut request = Request::new(message);
-        if let Some(left) = deadline.left() {
-            request.set_timeout(left);
+        if let Some(left) = deadline.left().filter(|left| *left < TOLD_DEADLINE_MAX) {
+            request.set_timeout(left + DEADLINE_SLACK);
         }
         let metadata = request.metadata_mut();
         metadata.insert("client-api-version", MetadataValue::from_static(CLIENT_API_VERSION));

@@ -48,8 +48,8 @@ pub(super) struct Connection {
     answered: Arc<AtomicBool>,
 }
 
-/// Opens a connection to `endpoint`. The second value runs until the connection ends and must be polled meanwhile. Errors
-/// are texts as etcd's client logs them.
+/// Opens a connection to `endpoint`. The second value runs until the connection ends and must be polled meanwhile.
+/// Errors are texts as etcd's client logs them.
 pub(super) async fn open(
     endpoint: &Endpoint,
     keepalive: Keepalive,

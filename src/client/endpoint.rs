@@ -1,7 +1,7 @@
 //! One endpoint as a user writes it, and where it is dialled.
 //!
-//! Nothing is refused here but TLS: an address that makes no sense looks like a dead server, as it does to etcd's client
-//! (ctl.md 2.4), so its mistake is told by the dial.
+//! Nothing is refused here but TLS: an address that makes no sense looks like a dead server, as it does to etcd's
+//! client (ctl.md 2.4), so its mistake is told by the dial.
 
 use std::io;
 use std::net::SocketAddr;

@@ -36,13 +36,16 @@ impl CallError {
     /// Sorts a status as etcd's client does: known texts first, then the two codes of a caller that stopped waiting.
     pub(super) fn of(status: Status) -> CallError {
         match Answer::from_text(status.message()) {
-            Some(Answer::ContextDeadlineExceeded) => CallError::Deadline { last: None },
-            Some(Answer::ContextCanceled) => CallError::Canceled,
-            // Not in etcd's table of client errors, so it keeps its wrapping.
-            Some(Answer::ProposalDropped) => CallError::Other(status),
+            // Not in etcd's table of client errors. A server's own deadline (7 s for a proposal) travels as UNKNOWN
+            // and is not the caller's.
+            Some(Answer::ProposalDropped | Answer::ContextDeadlineExceeded | Answer::ContextCanceled) | None => {
+                match status.code() {
+                    Code::DeadlineExceeded => CallError::Deadline { last: None },
+                    Code::Cancelled => CallError::Canceled,
+                    _ => CallError::Other(status),
+                }
+            }
             Some(answer) => CallError::Answer(answer),
-            None if status.code() == Code::DeadlineExceeded => CallError::Deadline { last: None },
-            None => CallError::Other(status),
         }
     }
 
@@ -93,6 +96,7 @@ mod tests {
         check(Code::DeadlineExceeded, "context deadline exceeded", "context deadline exceeded");
         check(Code::DeadlineExceeded, "stream terminated", "context deadline exceeded");
         check(Code::Cancelled, "context canceled", "context canceled");
+        check(Code::Unknown, "context deadline exceeded", "rpc error: code = Unknown desc = context deadline exceeded");
         check(Code::Unknown, "raft proposal dropped", "rpc error: code = Unknown desc = raft proposal dropped");
         check(
             Code::Unimplemented,

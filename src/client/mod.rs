@@ -1,7 +1,7 @@
 //! What ctl, proxy, bench and supervisor speak to a member with: endpoints, balancing, calls.
 //!
-//! `Client::open` starts dialling all endpoints; each call takes the next open connection in turn, waits for one if there
-//! is none, and ends by its own deadline. The calls live in files named like those of `server/api`.
+//! `Client::open` starts dialling all endpoints; each call takes the next open connection in turn, waits for one if
+//! there is none, and ends by its own deadline. The calls live in files named like those of `server/api`.
 //!
 //! ```text
 //! kv, cluster, maintenance ──▶ call (deadline, attempts, metadata) ──▶ balancer ──▶ connection (HTTP/2)
@@ -17,6 +17,8 @@ pub mod error;
 mod kv;
 mod maintenance;
 pub mod retry;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -26,8 +26,8 @@ pub enum Action {
     Run(fn(&mut Session<'_>) -> Result<(), CtlError>),
     Group {
         commands: &'static [&'static Command],
-        /// All names that etcdctl has here, in its order of registration: abbreviations and suggestions follow them, also
-        /// where the command itself comes with a later release of ours.
+        /// All names that etcdctl has here, in its order of registration: abbreviations and suggestions follow them,
+        /// also where the command itself comes with a later release of ours.
         names: &'static [&'static str],
     },
 }

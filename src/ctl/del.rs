@@ -53,7 +53,8 @@ pub fn request(values: &Values, args: &[Bytes], console: &Console) -> Result<Del
     if args.len() == 2 && !values.bool("range") {
         let (from, to) = (go_text::quote(&key), go_text::quote(&range_end));
         console.tell(&format!(
-            "Warning: Keys between {from} and {to} will be deleted. Please interrupt the command within next 2 seconds to \
+            "Warning: Keys between {from} and {to} will be deleted. Please interrupt the command within next 2 \
+             seconds to \
              cancel. You can provide `--range` flag to avoid the delay.\n"
         ));
         std::thread::sleep(SECOND_THOUGHT);

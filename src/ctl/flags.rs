@@ -1,7 +1,7 @@
 //! Flags as Go's pflag reads them: declaration, parsing, the values that come out.
 //!
-//! Flags stand anywhere before `--`; `--x=v`, `--x v`, `-wv`, `-w=v`, `-w v`; a boolean never takes the next word. clap is
-//! not used because its messages, its order of checks and its exit codes are others (ctl.md 1.3).
+//! Flags stand anywhere before `--`; `--x=v`, `--x v`, `-wv`, `-w=v`, `-w v`; a boolean never takes the next word.
+//! clap is not used because its messages, its order of checks and its exit codes are others (ctl.md 1.3).
 
 use bytes::Bytes;
 

@@ -39,8 +39,8 @@ fn is_printable(at: char) -> bool {
     matches!(at, '\'' | '"' | '\\') || text.escape_debug().count() == 2
 }
 
-/// Reads the Go string at the start of `text`: `"…"` with escapes or a back-quoted raw one. Returns the bytes it means and
-/// what is left behind it; `None` when it is malformed or not closed.
+/// Reads the Go string at the start of `text`: `"…"` with escapes or a back-quoted raw one. Returns the bytes it means
+/// and what is left behind it; `None` when it is malformed or not closed.
 pub(super) fn unquote_prefix(text: &str) -> Option<(Vec<u8>, &str)> {
     if let Some(rest) = text.strip_prefix('`') {
         let end = rest.find('`')?;

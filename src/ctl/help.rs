@@ -109,7 +109,9 @@ fn group_usage(name: &str, found: &Found, commands: &[&Command]) -> String {
     let line = |command: &&&Command| format!("  {:NAME_WIDTH$} {}\n", command.name, command.summary);
     let children: String = sorted.iter().map(line).collect();
     let own = with_help(found);
-    let flags = flag_lines(&own.iter().chain(found.command().inherited).collect::<Vec<_>>());
+    let mut flags: Vec<&Flag> = own.iter().chain(found.command().inherited).collect();
+    flags.sort_by_key(|flag| flag.name);
+    let flags = flag_lines(&flags);
     format!(
         "Usage:\n  {name} [command]\n\nAvailable Commands:\n{children}\nFlags:\n{flags}\n\
          Use \"{name} [command] --help\" for more information about a command.\n"
@@ -216,6 +218,7 @@ mod tests {
     fn groups_list_their_commands() {
         let text = help("etcdctl", &found("endpoint"));
         assert!(text.contains("Usage:\n  etcdctl endpoint [command]\n\nAvailable Commands:\n  hashkv      "), "{text}");
+        assert!(text.contains("\nFlags:\n      --cluster   "), "{text}");
         assert!(text.contains("\n\nUse \"etcdctl endpoint [command] --help\" for more information"), "{text}");
         assert!(help("etcdctl", &found("endpoint status")).contains("\nGlobal Flags:\n      --cluster   "));
         let text = help("etcdctl", &found(""));

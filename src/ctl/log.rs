@@ -126,7 +126,8 @@ mod tests {
         );
         assert!(tail.ends_with(
             "/127.0.0.1:30079\",\"peer\":\"Peer{Addr: '127.0.0.1:30079', LocalAddr: '127.0.0.1:50890', AuthInfo: \
-             'insecure'}\",\"method\":\"/etcdserverpb.KV/Range\",\"attempt\":0,\"error\":\"rpc error: code = OutOfRange \
+             'insecure'}\",\"method\":\"/etcdserverpb.KV/Range\",\"attempt\":0,\"error\":\"rpc error: code = \
+             OutOfRange \
              desc = x \\\"y\\\"\"}\n"
         ));
     }

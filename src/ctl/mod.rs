@@ -4,8 +4,8 @@
 //! main ─▶ command (which one?) ─▶ flags (what was typed) ─▶ put, get, … (what is meant) ─▶ client ─▶ print
 //! ```
 //!
-//! A new command is a file with a `COMMAND` and a line in `root` (or in its group). Everything that ends a command early is
-//! a `CtlError`; only `main` turns it into a line and an exit code.
+//! A new command is a file with a `COMMAND` and a line in `root` (or in its group). Everything that ends a command
+//! early is a `CtlError`; only `main` turns it into a line and an exit code.
 
 mod command;
 mod compaction;
@@ -74,7 +74,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>, personality: Personality) 
     ExitCode::from(run(args, variables, personality, &mut Console::standard()))
 }
 
-/// Runs a command line on any console; returns the exit code. Must not be called within a tokio runtime: it has its own.
+/// Runs a command line on any console; returns the exit code. Must not be called within a tokio runtime: it has its
+/// own.
 pub fn run(args: Vec<Bytes>, variables: Variables, personality: Personality, console: &mut Console) -> u8 {
     let done = dispatch(args, variables, personality, console).and_then(|()| console.flush());
     match done {
@@ -243,7 +244,8 @@ mod tests {
         );
         check(
             &["gett"],
-            "Error: unknown command \"gett\" for \"etcdctl\"\n\nDid you mean this?\n\tget\n\nRun 'etcdctl --help' for usage.\n",
+            "Error: unknown command \"gett\" for \"etcdctl\"\n\nDid you mean this?\n\tget\n\nRun 'etcdctl --help' \
+             for usage.\n",
         );
         let (code, out, err) = etcdctl(&["get", "a", "--nosuchflag"], "");
         assert_eq!((code, out.as_str()), (1, ""));

@@ -1,8 +1,8 @@
 //! Replays what the real etcdctl 3.7.1 printed (`shared/transcripts`) with our own, and compares.
 //!
-//! A transcript is parsed into steps; a `Replayer` runs them against a cluster and lists what differs. Fields that vary from
-//! run to run (raft terms and indexes, sizes, durations, who leads) are masked on both sides, everything else must be equal.
-//! A caller that kills members in between runs the slices of steps before and after.
+//! A transcript is parsed into steps; a `Replayer` runs them against a cluster and lists what differs. Fields that
+//! vary from run to run (raft terms and indexes, sizes, durations, who leads) are masked on both sides, everything
+//! else must be equal. A caller that kills members in between runs the slices of steps before and after.
 
 use std::io::Write;
 use std::os::unix::fs::symlink;
@@ -183,7 +183,8 @@ impl Step {
 }
 
 impl Replayer {
-    /// `binary` is started under the name etcdctl. `addresses` pairs recorded with actual `host:port`, client and peer ports.
+    /// `binary` is started under the name etcdctl. `addresses` pairs recorded with actual `host:port`, client and peer
+    /// ports.
     pub fn new(binary: &Path, addresses: &[(&str, &str)]) -> Replayer {
         let directory = tempfile::tempdir().expect("a temporary directory");
         symlink(binary, directory.path().join("etcdctl")).expect("a link in a new directory");
@@ -390,7 +391,8 @@ fn log_line(line: &str) -> String {
 
 #[test]
 fn transcripts_are_parsed() {
-    let text = "# remark\n\n$ A=1 etcdctl put bin 'a\tb\nc\"d'\n< x\n< \n> OK\n! w\n= 3\n\n$ ETCDCTL_HEX=1 etcdctl -w json get ''\n= 0\n";
+    let text = "# remark\n\n$ A=1 etcdctl put bin 'a\tb\nc\"d'\n< x\n< \n> OK\n! w\n= 3\n\n$ ETCDCTL_HEX=1 etcdctl \
+     -w json get ''\n= 0\n";
     let steps = parse(text);
     assert_eq!(steps.len(), 2);
     let first = &steps[0];
@@ -421,7 +423,8 @@ fn only_what_varies_is_masked() {
 }
 
 /// Replays against a fresh cluster that someone else started: QUORATE_REPLAY_BINARY is the program to run,
-/// QUORATE_REPLAY_FILES the transcripts in order (`name` or `name:last_line`), QUORATE_REPLAY_ADDRESSES pairs `recorded=actual`.
+/// QUORATE_REPLAY_FILES the transcripts in order (`name` or `name:last_line`), QUORATE_REPLAY_ADDRESSES pairs
+/// `recorded=actual`.
 #[test]
 fn transcripts_of_a_named_cluster_are_equal() {
     let (Some(folder), Ok(binary)) = (folder(), std::env::var("QUORATE_REPLAY_BINARY")) else {

@@ -322,9 +322,12 @@ mod tests {
             Report::Status(&samples::status()),
             true,
             &format!(
-                "[{{\"Endpoint\":\"127.0.0.1:12379\",\"Status\":{{\"header\":{{{HEADER},\"revision\":70,\"raft_term\":2}},\
-                 \"version\":\"3.7.1\",\"dbSize\":24576,\"leader\":15985099378392235387,\"raftIndex\":112,\"raftTerm\":2,\
-                 \"raftAppliedIndex\":112,\"dbSizeInUse\":16384,\"storageVersion\":\"3.7.0\",\"dbSizeQuota\":2147483648,\
+                "[{{\"Endpoint\":\"127.0.0.1:12379\",\"Status\":{{\"header\":{{{HEADER},\"revision\":70,\
+                 \"raft_term\":2}},\
+                 \"version\":\"3.7.1\",\"dbSize\":24576,\"leader\":15985099378392235387,\"raftIndex\":112,\
+                 \"raftTerm\":2,\
+                 \"raftAppliedIndex\":112,\"dbSizeInUse\":16384,\"storageVersion\":\"3.7.0\",\
+                 \"dbSizeQuota\":2147483648,\
                  \"downgradeInfo\":{{}}}}}}]"
             ),
         );
@@ -332,7 +335,8 @@ mod tests {
             Report::HashKv(&samples::hashes()),
             false,
             &format!(
-                "[{{\"Endpoint\":\"127.0.0.1:12379\",\"HashKV\":{{\"header\":{{{HEADER},\"revision\":2,\"raft_term\":2}},\
+                "[{{\"Endpoint\":\"127.0.0.1:12379\",\"HashKV\":{{\"header\":{{{HEADER},\"revision\":2,\
+                 \"raft_term\":2}},\
                  \"hash\":3305255506,\"compact_revision\":-1,\"hash_revision\":2}}}}]"
             ),
         );

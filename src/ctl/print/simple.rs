@@ -187,7 +187,8 @@ mod tests {
         check(
             Report::Status(&samples::status()),
             false,
-            "127.0.0.1:12379, ddd67b312462fd7b, 3.7.1, 3.7.0, 25 kB, 16 kB, 34%, 2.1 GB, true, false, 2, 112, 112, , , false\n",
+            "127.0.0.1:12379, ddd67b312462fd7b, 3.7.1, 3.7.0, 25 kB, 16 kB, 34%, 2.1 GB, true, false, 2, 112, 112, \
+             , , false\n",
         );
         check(Report::HashKv(&samples::hashes()), false, "127.0.0.1:12379, 3305255506, 2\n");
     }
