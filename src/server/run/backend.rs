@@ -38,7 +38,6 @@ use crate::server::cluster::member::Member;
 use crate::server::mvcc::hash;
 use crate::server::mvcc::read;
 use crate::server::mvcc::view::ReadError;
-use crate::server::mvcc::view::Source;
 use crate::server::mvcc::view::View;
 use crate::server::propose::Proposer;
 use crate::server::raft::state_machine::RaftStatus;

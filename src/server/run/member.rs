@@ -141,7 +141,7 @@ impl Member {
         let epoch = Instant::now();
         wal.measure(WalMetrics::register(&registry), Box::new(move || epoch.elapsed()));
         let applied = machine.applied().clone();
-        let desk = Arc::new(Desk::new(local, applied.index, DeskMetrics::register(&registry)));
+        let desk = Arc::new(Desk::new(applied.index, DeskMetrics::register(&registry)));
         let queue = ApplyHandle::new(desk.clone(), ends.on_failure());
         let raft = Arc::new(Raft::default());
         let flusher = start_flusher(checkpoint, &registry, &queue, &raft)?;
@@ -276,6 +276,7 @@ impl Member {
         if let Some(mode) = auto_compaction(config.auto_compaction) {
             tasks.spawn(compactor::run(mode, proposer, reader, desk.clone()));
         }
+        config.features.register(&registry);
         let api = ApiServer::new(backend, &registry, serve_options(config)?);
         for (listener, role) in sockets.client {
             let gate = gate.clone();
