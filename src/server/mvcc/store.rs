@@ -37,7 +37,7 @@ pub const FIRST_REVISION: i64 = 1;
 pub struct Changes {
     /// New records in revision order.
     pub records: Vec<Record>,
-    /// Stored records (of this or earlier changes) that a compaction superseded.
+    /// Records of earlier changes that a compaction superseded.
     pub removed: Vec<Revision>,
     /// Pairs of bucket meta.
     pub pairs: Vec<(Bucket, Bytes, Option<Bytes>)>,

@@ -82,6 +82,17 @@ fn the_revision_never_goes_back() {
     }
 }
 
+#[test]
+fn marks_of_compactions_count_as_revisions() {
+    for (name, scheduled_only) in [(SCHEDULED, true), (FINISHED, false)] {
+        let key = (Bucket::Meta, Bytes::from_static(name.as_bytes()));
+        let mark = Bytes::copy_from_slice(&Revision::new(10, 0).storage_key());
+        let store = Store::restore(Arc::new(MemoryTables::default()), &Buckets::from([(key, mark)])).unwrap();
+        assert_eq!((store.revision(), store.compact_revision()), (10, 10), "{name}");
+        assert_eq!(store.is_compacting(), scheduled_only);
+    }
+}
+
 /// kine 61: everything but the newest live revision of a key may go.
 #[test]
 fn compacting_everything_keeps_live_keys() {
