@@ -161,7 +161,14 @@ fn contradicting_headers_are_damage() {
         tombstone: false,
         kv: KeyValue { key: "k".into(), version, create_revision, mod_revision: main, ..KeyValue::default() },
     };
-    for bad in [record(5, 0, 0, 2), record(5, 0, 1, 6), record(5, 0, 1, -1), record(5, 1 << 31, 1, 5)] {
+    for bad in [
+        record(i64::MAX, 0, 1, 2),
+        record(5, 0, i64::MAX, 2),
+        record(5, 0, 0, 2),
+        record(5, 0, 1, 6),
+        record(5, 0, 1, -1),
+        record(5, 1 << 31, 1, 5),
+    ] {
         let tables = MemoryTables::default().with(&[record(2, 0, 1, 2), bad], &[]);
         assert!(matches!(Store::restore(Arc::new(tables), &Buckets::new()), Err(Failure::Damaged { .. })));
     }
