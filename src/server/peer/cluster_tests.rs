@@ -162,7 +162,26 @@ async fn a_snapshot_that_fails_anywhere_is_reported_once() {
     one.peers.send(vec![message.clone()]);
     until("the image belongs to another snapshot", reports(4)).await;
     assert_eq!(two.messages(), []);
-    assert_eq!(std::fs::read_dir(&two.seen.incoming).unwrap().count(), 0);
+    until("nothing is left", || std::fs::read_dir(&two.seen.incoming).unwrap().count() == 0).await;
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_was_cut_off_never_looks_complete() {
+    let (one, two) = Member::pair().await;
+    for round in 1..=20 {
+        let message = snapshot_message(M1, M2, 110);
+        one.has_image(&message, 1000 * round);
+        // More is announced than there is, so that reading it fails after the envelope was sent.
+        one.seen.images.lock().unwrap().get_mut(&110).unwrap().2 += 1;
+        one.peers.send(vec![message]);
+        until("the report", || one.seen.snapshots.lock().unwrap().len() == round).await;
+    }
+    until("nothing is left", || std::fs::read_dir(&two.seen.incoming).unwrap().count() == 0).await;
+    assert!(one.seen.snapshots.lock().unwrap().iter().all(|report| *report == (M2, false)));
+    assert_eq!(two.seen.prepared.lock().unwrap().len(), 0);
+    assert_eq!(two.messages(), []);
     one.stop().await;
     two.stop().await;
 }
