@@ -6,7 +6,7 @@
 //! what others ask, and nothing reaches raft that did not pass `validate`. Source: server.md 8.3 and 14.2, peer.md.
 
 pub mod codec;
-pub mod fact_routes;
+mod fact_routes;
 pub mod facts;
 pub mod fetch;
 pub mod headers;
@@ -28,8 +28,14 @@ pub mod timing;
 pub mod transport;
 pub mod validate;
 
+pub use fact_routes::PeerHash;
+pub use fact_routes::PeerHashHeader;
 pub use http_client::PeerUrl;
 pub use http_client::RequestError;
 
 #[cfg(test)]
 mod cluster_tests;
+#[cfg(test)]
+mod port_tests;
+#[cfg(test)]
+mod test_members;

@@ -5,9 +5,12 @@
 
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
+use std::task::Context;
+use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -20,18 +23,14 @@ use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use http_body::Frame;
 use http_body_util::BodyExt;
-use http_body_util::StreamBody;
 use prost::Message as _;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::common::failure::Failure;
 use crate::proto::raftpb::Message;
-use crate::server::peer::http_client::Body;
 use crate::server::peer::http_client::Connection;
 use crate::server::peer::http_client::PeerUrl;
 use crate::server::peer::http_client::RequestError;
@@ -160,9 +159,8 @@ async fn send(shared: &Arc<Shared>, peer: &Peer, mut message: Message) -> Result
 
 async fn post(shared: &Shared, url: &PeerUrl, message: Message, image: Image) -> Result<(), SendError> {
     let mut connection = Connection::open(url).await?;
-    let (sender, receiver) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
-    let body: Body = StreamBody::new(ReceiverStream::new(receiver).map(|chunk| Ok(Frame::data(chunk)))).boxed_unsync();
-    let mut request = shared.request(Method::POST, "/raft/snapshot", body);
+    let (sender, pieces) = mpsc::channel(CHUNKS_AHEAD);
+    let mut request = shared.request(Method::POST, "/raft/snapshot", ImageBody { pieces, ended: false }.boxed_unsync());
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     let mut feeding = std::pin::pin!(feed(message, image, sender, shared.timing.snapshot_stall));
     let mut answering = std::pin::pin!(connection.send(request));
@@ -188,13 +186,46 @@ async fn post(shared: &Shared, url: &PeerUrl, message: Message, image: Image) ->
     Err(SendError::Refused(head.status, String::from_utf8_lossy(&body).trim().to_owned()))
 }
 
+/// What the feeding task gives to the body of the request.
+#[derive(Debug)]
+enum Piece {
+    Chunk(Bytes),
+    End,
+}
+
+/// The body of the request. Unless the end was announced it ends with an error, which breaks the connection: an image
+/// carries no digest, so one that was cut off must not look complete.
+struct ImageBody {
+    pieces: mpsc::Receiver<Piece>,
+    ended: bool,
+}
+
+impl http_body::Body for ImageBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let piece = std::task::ready!(this.pieces.poll_recv(context));
+        this.ended = !matches!(piece, Some(Piece::Chunk(_)));
+        Poll::Ready(match piece {
+            Some(Piece::Chunk(chunk)) => Some(Ok(Frame::data(chunk))),
+            Some(Piece::End) => None,
+            None => Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the image ended early"))),
+        })
+    }
+}
+
 /// Gives envelope and image to the request's body. Reads on blocking threads, from the start of the image, whatever
 /// position its file has.
-async fn feed(message: Message, image: Image, sender: mpsc::Sender<Bytes>, stall: Duration) -> Result<(), SendError> {
+async fn feed(message: Message, image: Image, sender: mpsc::Sender<Piece>, stall: Duration) -> Result<(), SendError> {
     let mut envelope = BytesMut::with_capacity(8 + message.encoded_len());
     envelope.put_u64(message.encoded_len() as u64);
     message.encode_raw(&mut envelope);
-    give(&sender, envelope.freeze(), stall).await?;
+    give(&sender, Piece::Chunk(envelope.freeze()), stall).await?;
     let file = Arc::new(image.file);
     let mut offset = 0;
     while offset < image.bytes {
@@ -206,13 +237,13 @@ async fn feed(message: Message, image: Image, sender: mpsc::Sender<Bytes>, stall
         });
         let chunk = read.await.map_err(|_| SendError::Cancelled)?.map_err(SendError::Read)?;
         offset += wanted as u64;
-        give(&sender, chunk, stall).await?;
+        give(&sender, Piece::Chunk(chunk), stall).await?;
     }
-    Ok(())
+    give(&sender, Piece::End, stall).await
 }
 
-async fn give(sender: &mpsc::Sender<Bytes>, chunk: Bytes, stall: Duration) -> Result<(), SendError> {
-    match timeout(stall, sender.send(chunk)).await {
+async fn give(sender: &mpsc::Sender<Piece>, piece: Piece, stall: Duration) -> Result<(), SendError> {
+    match timeout(stall, sender.send(piece)).await {
         Err(_) => Err(SendError::Stalled),
         Ok(Err(_)) => Err(SendError::Cancelled),
         Ok(Ok(())) => Ok(()),

@@ -62,7 +62,6 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>, kind: StreamKind) 
         };
         let ended = match dial(&shared, &peer, kind, &url).await {
             Ok((connection, body)) => {
-                let _connected = peer.status.connected();
                 let ended = read(&shared, &peer, kind, body).await;
                 drop(connection);
                 peer.metrics.received_failures.inc();
@@ -120,6 +119,8 @@ fn dial_request(shared: &Shared, peer: MemberId, kind: StreamKind) -> Request<Bo
 async fn read(shared: &Shared, peer: &Peer, kind: StreamKind, mut body: Incoming) -> StreamError {
     tracing::info!(peer = %peer.id, kind = kind.path_name(), "reads the stream of peer");
     let mut decoder = Decoder::new(kind, shared.local, peer.id);
+    // A head alone says little: something that answers 200 and then nothing, again and again, is not heard.
+    let mut connected = None;
     loop {
         let chunk = match timeout(shared.timing.read_timeout, body.frame()).await {
             Err(_) => return StreamError::Silent,
@@ -127,6 +128,7 @@ async fn read(shared: &Shared, peer: &Peer, kind: StreamKind, mut body: Incoming
             Ok(Some(Err(error))) => return StreamError::Broken(error),
             Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
         };
+        connected.get_or_insert_with(|| peer.status.connected());
         peer.metrics.received_bytes.inc_by(chunk.len() as u64);
         decoder.push(&chunk);
         loop {

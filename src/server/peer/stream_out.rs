@@ -25,7 +25,7 @@ use prost::Message as _;
 use tokio::sync::Notify;
 use tokio::time::Interval;
 use tokio::time::MissedTickBehavior;
-use tokio::time::interval_at;
+use tokio::time::interval;
 
 use crate::common::ids::MemberId;
 use crate::proto::raftpb::Message;
@@ -105,8 +105,8 @@ impl Slot {
             self.end(&older);
         }
         tracing::info!(peer = %self.peer, kind = self.kind.path_name(), "peer reads our stream");
-        let every = self.timing.link_heartbeat;
-        let mut heartbeat = interval_at(tokio::time::Instant::now() + every, every);
+        // The first one at once: a reader counts us as active when it hears something.
+        let mut heartbeat = interval(self.timing.link_heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         StreamBody {
             slot: Arc::clone(self),
@@ -344,6 +344,7 @@ mod tests {
         }
         let mut decoder = Decoder::new(StreamKind::Message, PEER, LOCAL);
         decoder.push(&chunk(&mut body).await.unwrap());
+        // The messages, and the heartbeat that every stream begins with.
         for term in 1..=3 {
             assert_eq!(decoder.next_message().unwrap(), Some(message(term)));
         }
