@@ -21,8 +21,9 @@ use crate::server::mvcc::index::mark::Mark;
 use crate::server::mvcc::read;
 use crate::server::mvcc::read::header;
 use crate::server::mvcc::store::Store;
+use crate::server::mvcc::view::Keys;
 use crate::server::mvcc::view::ReadError;
-use crate::server::mvcc::view::Source;
+use crate::server::mvcc::view::Records;
 use crate::server::mvcc::write::Committed;
 use crate::server::mvcc::write::WriteTxn;
 
@@ -96,7 +97,7 @@ pub fn compact(store: &mut Store, request: &CompactionRequest) -> Result<Compact
 }
 
 /// What refuses a put: its lease before its key.
-pub(super) fn check_put(source: &dyn Source, leases: &dyn Leases, request: &PutRequest) -> Result<(), Answer> {
+pub(super) fn check_put(source: &dyn Keys, leases: &dyn Leases, request: &PutRequest) -> Result<(), Answer> {
     if request.lease != 0 && !leases.exists(request.lease) {
         return Err(Answer::LeaseNotFound);
     }

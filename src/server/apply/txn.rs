@@ -31,6 +31,7 @@ use crate::server::mvcc::index::mark::Mark;
 use crate::server::mvcc::read;
 use crate::server::mvcc::read::header;
 use crate::server::mvcc::store::Store;
+use crate::server::mvcc::view::Keys;
 use crate::server::mvcc::view::Source;
 use crate::server::mvcc::view::View;
 use crate::server::mvcc::write::WriteTxn;
@@ -94,7 +95,7 @@ fn plan<'a>(source: &dyn Source, request: &'a TxnRequest) -> Result<Plan<'a>, Fa
 }
 
 /// What refuses the transaction, in the order of operations.
-fn check(source: &dyn Source, leases: &dyn Leases, plan: &Plan<'_>) -> Result<(), Answer> {
+fn check(source: &dyn Keys, leases: &dyn Leases, plan: &Plan<'_>) -> Result<(), Answer> {
     let mut nested = plan.nested.iter();
     for op in plan.ops {
         match &op.request {
@@ -108,7 +109,7 @@ fn check(source: &dyn Source, leases: &dyn Leases, plan: &Plan<'_>) -> Result<()
 }
 
 /// Unlike outside of transactions, a negative revision is compared with the compact revision, which begins at -1.
-fn check_revision(source: &dyn Source, revision: i64) -> Result<(), Answer> {
+fn check_revision(source: &dyn Keys, revision: i64) -> Result<(), Answer> {
     if revision > source.revision() {
         return Err(Answer::FutureRevision);
     }

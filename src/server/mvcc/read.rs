@@ -15,50 +15,92 @@ use crate::proto::etcdserverpb::range_request::SortOrder;
 use crate::proto::etcdserverpb::range_request::SortTarget;
 use crate::proto::mvccpb::KeyValue;
 use crate::server::mvcc::index::Found;
+use crate::server::mvcc::view::Keys;
 use crate::server::mvcc::view::ReadError;
+use crate::server::mvcc::view::Records;
 use crate::server::mvcc::view::Source;
+use crate::server::mvcc::view::Views;
+
+/// A Range with a limit up to this, or of one key, is selected under the writer's lock.
+const GLANCE_KEYS_MAX: i64 = 100;
+
+/// Answers a Range on the newest View. The header has the revision only: its sender adds the rest.
+pub fn range_now(views: &Views, request: &RangeRequest) -> Result<RangeResponse, ReadError> {
+    let is_one = request.range_end.is_empty();
+    let is_cut = is_limited_early(request) && (1..=GLANCE_KEYS_MAX).contains(&request.limit);
+    // Counting an interval may take long at an old revision.
+    if is_one || is_cut && request.revision <= 0 {
+        let (selection, records) = views.glance(|keys| select(keys, request));
+        return fetch(&records, selection?);
+    }
+    range(views.current().as_ref(), request)
+}
 
 /// Answers a Range. The header has the revision only: its sender adds the rest.
 pub fn range(source: &dyn Source, request: &RangeRequest) -> Result<RangeResponse, ReadError> {
-    let at = read_revision(source, request.revision)?;
+    fetch(source, select(source, request)?)
+}
+
+/// What of the answer the index knows.
+struct Selection {
+    /// In the order of the answer, unless that is by value.
+    found: Vec<Found>,
+    by_value: Option<Sort>,
+    cut: usize,
+    keys_only: bool,
+    response: RangeResponse,
+}
+
+/// Everything that needs the index: short, whatever the records are.
+fn select(keys: &dyn Keys, request: &RangeRequest) -> Result<Selection, Answer> {
+    let at = read_revision(keys, request.revision)?;
     let range = KeyRange::new(request.key.clone(), request.range_end.clone());
-    let mut response = RangeResponse { header: header(source.revision()), ..RangeResponse::default() };
-    if request.count_only {
-        response.count = wire_count(source.count(&range, at));
-        return Ok(response);
-    }
-    let sort = Sort::of(request);
+    let mut response = RangeResponse { header: header(keys.revision()), ..RangeResponse::default() };
     let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0);
+    let cut = limit.unwrap_or(usize::MAX);
+    let keys_only = request.keys_only;
+    if request.count_only {
+        response.count = wire_count(keys.count(&range, at));
+        return Ok(Selection { found: Vec::new(), by_value: None, cut, keys_only, response });
+    }
     // One more than asked for tells whether there are more.
     let fetched = match limit {
         Some(limit) if is_limited_early(request) => limit.saturating_add(1),
         _ => usize::MAX,
     };
-    let mut found = source.find(&range, at, fetched);
-    response.count = wire_count(if found.len() < fetched { found.len() } else { source.count(&range, at) });
+    let mut found = keys.find(&range, at, fetched);
+    response.count = wire_count(if found.len() < fetched { found.len() } else { keys.count(&range, at) });
     found.retain(|found| passes(request, found));
-    let cut = limit.unwrap_or(usize::MAX);
     response.more = found.len() > cut;
-    response.kvs = if let Some(Sort { by_value: true, descending, .. }) = sort {
-        sorted_by_value(source, &found, descending, cut, request.keys_only)?
-    } else {
+    let sort = Sort::of(request);
+    let by_value = sort.filter(|sort| sort.target == SortTarget::Value);
+    if by_value.is_none() {
         if let Some(sort) = sort {
             sort.apply(&mut found);
         }
         found.truncate(cut);
-        pairs(source, &found, request.keys_only)?
+    }
+    Ok(Selection { found, by_value, cut, keys_only, response })
+}
+
+/// Reads the records of a selection.
+fn fetch(records: &(impl Records + ?Sized), selection: Selection) -> Result<RangeResponse, ReadError> {
+    let Selection { found, by_value, cut, keys_only, mut response } = selection;
+    response.kvs = match by_value {
+        Some(sort) => sorted_by_value(records, &found, sort.descending, cut, keys_only)?,
+        None => pairs(records, &found, keys_only)?,
     };
     Ok(response)
 }
 
 /// The revision that a read at `requested` reads: 0 and less mean the newest.
-pub(super) fn read_revision(source: &dyn Source, requested: i64) -> Result<i64, Answer> {
-    let newest = source.revision();
+pub(super) fn read_revision(keys: &(impl Keys + ?Sized), requested: i64) -> Result<i64, Answer> {
+    let newest = keys.revision();
     if requested > newest {
         return Err(Answer::FutureRevision);
     }
     let at = if requested > 0 { requested } else { newest };
-    if at < source.compact_revision() { Err(Answer::Compacted) } else { Ok(at) }
+    if at < keys.compact_revision() { Err(Answer::Compacted) } else { Ok(at) }
 }
 
 /// A header of a part of the store: the revision only.
@@ -71,7 +113,11 @@ pub(super) fn wire_count(count: usize) -> i64 {
 }
 
 /// The pairs behind the marks. With `keys_only` they come from the index, which knows no lease (3.7 answers 0 too).
-pub(super) fn pairs(source: &dyn Source, found: &[Found], keys_only: bool) -> Result<Vec<KeyValue>, Failure> {
+pub(super) fn pairs(
+    records: &(impl Records + ?Sized),
+    found: &[Found],
+    keys_only: bool,
+) -> Result<Vec<KeyValue>, Failure> {
     let from_index = |found: &Found| KeyValue {
         key: Bytes::copy_from_slice(&found.key),
         create_revision: found.mark.create_revision,
@@ -82,7 +128,7 @@ pub(super) fn pairs(source: &dyn Source, found: &[Found], keys_only: bool) -> Re
     if keys_only {
         return Ok(found.iter().map(from_index).collect());
     }
-    found.iter().map(|found| source.pair(&found.key, &found.mark)).collect()
+    found.iter().map(|found| records.pair(&found.key, &found.mark)).collect()
 }
 
 /// Whether the limit may be applied while fetching, before any sort: also before an ascending sort on another target
@@ -110,7 +156,6 @@ fn passes(request: &RangeRequest, found: &Found) -> bool {
 #[derive(Clone, Copy)]
 struct Sort {
     target: SortTarget,
-    by_value: bool,
     descending: bool,
 }
 
@@ -123,7 +168,7 @@ impl Sort {
             SortOrder::None | SortOrder::Ascend => false,
             SortOrder::Descend => true,
         };
-        Some(Sort { target, by_value: target == SortTarget::Value, descending })
+        Some(Sort { target, descending })
     }
 
     fn apply(self, found: &mut [Found]) {
@@ -144,13 +189,13 @@ impl Sort {
 
 /// Reads all, sorts, cuts. `keys_only` drops the values afterwards; the lease stays (server.md trap 6).
 fn sorted_by_value(
-    source: &dyn Source,
+    records: &(impl Records + ?Sized),
     found: &[Found],
     descending: bool,
     cut: usize,
     keys_only: bool,
 ) -> Result<Vec<KeyValue>, Failure> {
-    let mut pairs = pairs(source, found, false)?;
+    let mut pairs = pairs(records, found, false)?;
     if descending {
         pairs.sort_by(|a, b| b.value.cmp(&a.value));
     } else {

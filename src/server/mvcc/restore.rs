@@ -40,7 +40,7 @@ impl Store {
         let bytes_in_use = rows.iter().map(|row| record_bytes(row.mark.hashed_bytes)).sum();
         // Stable: the revisions of a key stay in order.
         rows.sort_by(|a, b| a.key.cmp(&b.key));
-        let (entries, leased) = group(&rows)?;
+        let (entries, leased) = group(&rows);
         drop(rows);
 
         let scheduled = mark_of_compaction(buckets, SCHEDULED)?;
@@ -96,8 +96,8 @@ fn row_of(header: Header, previous: Option<Revision>) -> Result<Row, Failure> {
     Ok(Row { key: header.key, mark, lease: header.lease })
 }
 
-/// Entries in key order, and the keys that are attached to a lease.
-fn group(rows: &[Row]) -> Result<(Vec<Entry>, Vec<(Bytes, i64)>), Failure> {
+/// Entries in key order, and the keys that are attached to a lease with its id.
+fn group(rows: &[Row]) -> (Vec<Entry>, Vec<(Bytes, i64)>) {
     let mut entries = Vec::new();
     let mut leased = Vec::new();
     let mut marks = Vec::new();
@@ -110,7 +110,7 @@ fn group(rows: &[Row]) -> Result<(Vec<Entry>, Vec<(Bytes, i64)>), Failure> {
             leased.push((Bytes::copy_from_slice(&newest.key), newest.lease));
         }
     }
-    Ok((entries, leased))
+    (entries, leased)
 }
 
 /// A compaction mark of bucket `meta`: -1 if there is none.

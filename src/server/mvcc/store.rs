@@ -18,9 +18,10 @@ use crate::server::mvcc::compaction::Compactor;
 use crate::server::mvcc::index::Found;
 use crate::server::mvcc::index::Index;
 use crate::server::mvcc::index::mark::Mark;
+use crate::server::mvcc::view::Keys;
 use crate::server::mvcc::view::Live;
 use crate::server::mvcc::view::Published;
-use crate::server::mvcc::view::Source;
+use crate::server::mvcc::view::Records;
 use crate::server::mvcc::view::Views;
 use crate::server::mvcc::view::stored;
 use crate::server::mvcc::write::WriteTxn;
@@ -87,6 +88,16 @@ impl Store {
 
     pub(super) fn live(&self) -> MutexGuard<'_, Live> {
         self.views.live()
+    }
+
+    /// The revision of the last committed write, published or not.
+    pub fn revision(&self) -> i64 {
+        self.next.revision
+    }
+
+    /// The lowest revision that can be read; -1 before the first compaction.
+    pub fn compact_revision(&self) -> i64 {
+        self.next.compact_revision
     }
 
     /// The size that clients see, as of the last committed write.
@@ -159,7 +170,7 @@ pub(super) fn record_bytes(hashed_bytes: u32) -> u64 {
 }
 
 /// What was committed, published or not.
-impl Source for Store {
+impl Keys for Store {
     fn revision(&self) -> i64 {
         self.next.revision
     }
@@ -179,7 +190,9 @@ impl Source for Store {
     fn count(&self, range: &KeyRange, at: i64) -> usize {
         self.live().index.count(range, at)
     }
+}
 
+impl Records for Store {
     // The lock is not held while the database is read: readers would wait for its disk.
     fn record(&self, revision: Revision) -> Result<Record, Failure> {
         let live = self.live();

@@ -51,8 +51,8 @@ pub enum ReadError {
     Failure(#[from] Failure),
 }
 
-/// What a read needs: a View has it, and so has a write transaction, which sees its own writes.
-pub trait Source {
+/// What the index answers: without values and lease ids.
+pub trait Keys {
     /// The newest revision that can be read.
     fn revision(&self) -> i64;
     /// The lowest revision that can be read; -1 before the first compaction.
@@ -62,6 +62,10 @@ pub trait Source {
     /// Keys of the range alive at `at`, at most `limit`, in key order.
     fn find(&self, range: &KeyRange, at: i64, limit: usize) -> Vec<Found>;
     fn count(&self, range: &KeyRange, at: i64) -> usize;
+}
+
+/// Where the records are that the index names.
+pub trait Records {
     /// The record, which exists.
     fn record(&self, revision: Revision) -> Result<Record, Failure>;
 
@@ -75,6 +79,11 @@ pub trait Source {
     }
 }
 
+/// What a read needs: a View has it, and so has a write transaction, which sees its own writes.
+pub trait Source: Keys + Records {}
+
+impl<T: Keys + Records> Source for T {}
+
 /// A moment of the store.
 #[derive(Clone)]
 pub struct View {
@@ -87,6 +96,16 @@ pub struct View {
 }
 
 impl View {
+    /// The newest revision of this moment.
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// The lowest revision that can be read; -1 before the first compaction.
+    pub fn compact_revision(&self) -> i64 {
+        self.compact_revision
+    }
+
     /// Sum of all records with a fixed overhead each: what clients see as the database's size.
     pub fn bytes_in_use(&self) -> u64 {
         self.bytes_in_use
@@ -192,7 +211,7 @@ pub(super) fn damaged(revision: Revision, what: &str) -> Failure {
     Failure::damaged(Path::new("the key-value store"), format!("revision {revision} {what}"))
 }
 
-impl Source for View {
+impl Keys for View {
     fn revision(&self) -> i64 {
         self.revision
     }
@@ -212,12 +231,18 @@ impl Source for View {
     fn count(&self, range: &KeyRange, at: i64) -> usize {
         self.index.count(range, at)
     }
+}
 
+impl Records for View {
     fn record(&self, revision: Revision) -> Result<Record, Failure> {
-        match self.ring.record(revision) {
-            Some(record) => Ok(record.clone()),
-            None => stored(self.tables.as_ref(), revision),
-        }
+        record_in(&self.ring, self.tables.as_ref(), revision)
+    }
+}
+
+fn record_in(ring: &Ring, tables: &dyn Tables, revision: Revision) -> Result<Record, Failure> {
+    match ring.record(revision) {
+        Some(record) => Ok(record.clone()),
+        None => stored(tables, revision),
     }
 }
 
@@ -271,6 +296,29 @@ impl Live {
     }
 }
 
+/// What is published.
+impl Keys for Live {
+    fn revision(&self) -> i64 {
+        self.published.revision
+    }
+
+    fn compact_revision(&self) -> i64 {
+        self.published.compact_revision
+    }
+
+    fn get(&self, key: &[u8], at: i64) -> Option<Mark> {
+        self.index.get(key, at)
+    }
+
+    fn find(&self, range: &KeyRange, at: i64, limit: usize) -> Vec<Found> {
+        self.index.range(range, at, limit)
+    }
+
+    fn count(&self, range: &KeyRange, at: i64) -> usize {
+        self.index.count(range, at)
+    }
+}
+
 /// Where readers on any thread take Views.
 #[derive(Clone)]
 pub struct Views {
@@ -288,8 +336,28 @@ impl Views {
         self.live().view()
     }
 
+    /// Runs a short `select` on what is published, and returns with it where the records are that it found. No
+    /// picture of the index is taken, so the writer need not copy what it changes next; it waits meanwhile.
+    pub(super) fn glance<T>(&self, select: impl FnOnce(&dyn Keys) -> T) -> (T, impl Records) {
+        let live = self.live();
+        let selected = select(&*live);
+        (selected, RecordsOf { ring: live.ring.ring().clone(), tables: live.tables.clone() })
+    }
+
     // A panic of the writer ends the process, so what it left behind is never read for long.
     pub(super) fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ring and tables of a View without its index.
+struct RecordsOf {
+    ring: Ring,
+    tables: Arc<dyn Tables>,
+}
+
+impl Records for RecordsOf {
+    fn record(&self, revision: Revision) -> Result<Record, Failure> {
+        record_in(&self.ring, self.tables.as_ref(), revision)
     }
 }

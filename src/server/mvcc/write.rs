@@ -13,7 +13,8 @@ use crate::server::mvcc::index::Found;
 use crate::server::mvcc::index::mark::Mark;
 use crate::server::mvcc::store::Store;
 use crate::server::mvcc::store::record_bytes;
-use crate::server::mvcc::view::Source;
+use crate::server::mvcc::view::Keys;
+use crate::server::mvcc::view::Records;
 
 /// Changes of one revision, main = the store's revision + 1, subs counted from 0.
 pub struct WriteTxn<'a> {
@@ -100,7 +101,7 @@ fn ring_bytes(hashed_bytes: u32) -> usize {
 }
 
 /// Reads see the transaction's own changes.
-impl Source for WriteTxn<'_> {
+impl Keys for WriteTxn<'_> {
     fn revision(&self) -> i64 {
         self.store.next.revision + i64::from(self.changes > 0)
     }
@@ -120,7 +121,9 @@ impl Source for WriteTxn<'_> {
     fn count(&self, range: &KeyRange, at: i64) -> usize {
         self.store.count(range, at)
     }
+}
 
+impl Records for WriteTxn<'_> {
     fn record(&self, revision: Revision) -> Result<Record, Failure> {
         self.store.record(revision)
     }

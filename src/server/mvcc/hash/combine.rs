@@ -13,8 +13,8 @@ pub struct Combiner {
     zeros: [Matrix; 32],
 }
 
-impl Combiner {
-    pub fn new() -> Combiner {
+impl Default for Combiner {
+    fn default() -> Combiner {
         let mut one_bit: Matrix =
             std::array::from_fn(|column| if column == 0 { POLYNOMIAL } else { 1 << (column - 1) });
         for _ in 0..3 {
@@ -26,7 +26,9 @@ impl Combiner {
         }
         Combiner { zeros }
     }
+}
 
+impl Combiner {
     /// The CRC of a ++ b.
     pub fn combine(&self, crc_a: u32, crc_b: u32, bytes_b: u32) -> u32 {
         let mut crc = crc_a;
@@ -58,7 +60,7 @@ mod tests {
 
     #[test]
     fn combining_equals_hashing_the_whole() {
-        let combiner = Combiner::new();
+        let combiner = Combiner::default();
         let bytes: Vec<u8> = (0..5000u32).map(|i| (i * 7 + i / 13) as u8).collect();
         for (cut, end) in [(0, 0), (0, 1), (1, 1), (3, 20), (17, 400), (100, 4196), (4999, 5000), (1000, 5000)] {
             let (a, b) = (&bytes[..cut], &bytes[cut..end]);

@@ -15,7 +15,6 @@ use crate::server::checkpoint::Header;
 use crate::server::mvcc::hash::combine::Combiner;
 use crate::server::mvcc::index::entry::Entry;
 use crate::server::mvcc::view::ReadError;
-use crate::server::mvcc::view::Source;
 use crate::server::mvcc::view::View;
 use crate::server::mvcc::view::Views;
 
@@ -142,7 +141,7 @@ impl HashJob {
             kept: Kept { revisions: Vec::new(), is_empty: true },
             stage,
             crc: crc32c::crc32c(BUCKET_NAME),
-            combiner: Combiner::new(),
+            combiner: Combiner::default(),
         }
     }
 

@@ -150,7 +150,7 @@ impl Index {
     }
 
     fn root_is_empty(&self) -> bool {
-        self.root.len() == 0
+        self.root.width() == 0
     }
 
     #[cfg(test)]

@@ -21,7 +21,10 @@ const NODE_MIN: usize = 8;
 /// Children of a node that is built from sorted input: room for a few insertions before it splits.
 const NODE_FILL: usize = 28;
 
-#[derive(Debug)]
+/// Memory for children grows by so many at a time: doubling would leave a third of it empty.
+const ROOM: usize = 4;
+
+#[derive(Clone, Debug)]
 pub enum Node {
     Leaf(Vec<Entry>),
     Inner(Vec<Slot>),
@@ -50,22 +53,6 @@ impl Summary {
     }
 }
 
-// Not derived: a copy is about to take an insertion, and must not grow to twice the room for it.
-impl Clone for Node {
-    fn clone(&self) -> Node {
-        match self {
-            Node::Leaf(entries) => Node::Leaf(with_room(entries)),
-            Node::Inner(slots) => Node::Inner(with_room(slots)),
-        }
-    }
-}
-
-fn with_room<T: Clone>(items: &[T]) -> Vec<T> {
-    let mut copy = Vec::with_capacity(NODE_MAX);
-    copy.extend_from_slice(items);
-    copy
-}
-
 impl Slot {
     fn new(child: Node) -> Slot {
         Slot { first: child.first_key(), summary: child.summary(), child: Arc::new(child) }
@@ -82,7 +69,8 @@ impl Node {
         }
     }
 
-    pub fn len(&self) -> usize {
+    /// Entries or slots.
+    pub fn width(&self) -> usize {
         match self {
             Node::Leaf(entries) => entries.len(),
             Node::Inner(slots) => slots.len(),
@@ -200,9 +188,7 @@ impl Node {
     /// After a split of the root: a root over both halves.
     pub fn grow(root: &mut Arc<Node>, split: Slot) {
         let left = Slot { first: root.first_key(), summary: root.summary(), child: root.clone() };
-        let mut slots = Vec::with_capacity(NODE_MAX);
-        slots.extend([left, split]);
-        *root = Arc::new(Node::Inner(slots));
+        *root = Arc::new(Node::Inner(vec![left, split]));
     }
 
     /// While the root has a single child, that child is the root.
@@ -219,7 +205,7 @@ impl Node {
     /// Panics unless order, summaries and sizes are as promised. Returns the height.
     #[cfg(test)]
     pub fn check(&self) -> usize {
-        assert!(self.len() <= NODE_MAX);
+        assert!(self.width() <= NODE_MAX);
         match self {
             Node::Leaf(entries) => {
                 assert!(entries.is_sorted_by(|a, b| a.key < b.key));
@@ -236,7 +222,7 @@ impl Node {
                     });
                 }
                 for slot in slots {
-                    assert!(slot.child.len() > 0);
+                    assert!(slot.child.width() > 0);
                     assert_eq!(slot.summary, slot.child.summary());
                 }
                 heights[0] + 1
@@ -281,16 +267,17 @@ fn insert_slot(slots: &mut Vec<Slot>, at: usize, slot: Slot) -> Option<Slot> {
 /// ascending keys leave full nodes behind.
 fn insert<T>(items: &mut Vec<T>, at: usize, item: T) -> Option<Vec<T>> {
     if items.len() < NODE_MAX {
-        items.reserve_exact(NODE_MAX - items.len());
+        if items.len() == items.capacity() {
+            items.reserve_exact(ROOM);
+        }
         items.insert(at, item);
         return None;
     }
-    let mut right = Vec::with_capacity(NODE_MAX);
     if at == items.len() {
-        right.push(item);
-        return Some(right);
+        return Some(vec![item]);
     }
-    right.extend(items.drain(NODE_MAX / 2..));
+    let mut right = items.split_off(NODE_MAX / 2);
+    items.shrink_to(NODE_MAX / 2 + ROOM);
     if at <= items.len() {
         items.insert(at, item);
     } else {
@@ -301,15 +288,15 @@ fn insert<T>(items: &mut Vec<T>, at: usize, item: T) -> Option<Vec<T>> {
 
 /// After a removal below `slots[at]`: an empty child goes, a small one joins a neighbour with room.
 fn mend(slots: &mut Vec<Slot>, at: usize) {
-    if slots[at].child.len() == 0 {
+    if slots[at].child.width() == 0 {
         slots.remove(at);
         return;
     }
-    if slots[at].child.len() >= NODE_MIN {
+    if slots[at].child.width() >= NODE_MIN {
         return;
     }
     let fits =
-        |left: usize| left + 1 < slots.len() && slots[left].child.len() + slots[left + 1].child.len() <= NODE_FILL;
+        |left: usize| left + 1 < slots.len() && slots[left].child.width() + slots[left + 1].child.width() <= NODE_FILL;
     let Some(left) = [Some(at), at.checked_sub(1)].into_iter().flatten().find(|left| fits(*left)) else { return };
     let right = slots.remove(left + 1);
     let slot = &mut slots[left];
@@ -325,9 +312,7 @@ fn fill<T>(items: Vec<T>, node: fn(Vec<T>) -> Node) -> Vec<Node> {
     let mut nodes = Vec::with_capacity(items.len().div_ceil(NODE_FILL));
     let mut items = items.into_iter().peekable();
     while items.peek().is_some() {
-        let mut children = Vec::with_capacity(NODE_MAX);
-        children.extend(items.by_ref().take(NODE_FILL));
-        nodes.push(node(children));
+        nodes.push(node(items.by_ref().take(NODE_FILL).collect()));
     }
     nodes
 }

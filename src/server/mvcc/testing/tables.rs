@@ -29,7 +29,7 @@ impl MemoryTables {
         MemoryTables { records: Arc::new(next) }
     }
 
-    pub fn len(&self) -> usize {
+    pub fn stored(&self) -> usize {
         self.records.len()
     }
 }

@@ -14,12 +14,13 @@ use crate::server::mvcc::hash::hash_kv;
 use crate::server::mvcc::hash::hash_view;
 use crate::server::mvcc::pages::Pages;
 use crate::server::mvcc::read::range;
+use crate::server::mvcc::read::range_now;
 use crate::server::mvcc::store::RECORD_OVERHEAD_BYTES;
 use crate::server::mvcc::testing::dice::Dice;
 use crate::server::mvcc::testing::harness::Harness;
 use crate::server::mvcc::testing::model::Change;
 use crate::server::mvcc::testing::model::Model;
-use crate::server::mvcc::view::Source;
+use crate::server::mvcc::view::Keys;
 use crate::server::mvcc::view::View;
 
 /// An entry of the log, for the replay after a restart.
@@ -218,6 +219,8 @@ impl World {
         };
         let view = self.harness.store.views().current();
         check_range(&view, &self.model, &request);
+        let now = range_now(&self.harness.store.views(), &request).unwrap();
+        assert_eq!((now.kvs, now.more, now.count), self.model.range(&request), "{request:?} without a View");
         check_pages(&view, &self.model, &request, self.dice.between(1, 9) as usize);
         if self.dice.one_in(4) {
             self.check_whole(&view, revision);
@@ -294,7 +297,7 @@ fn run(seed: u64, steps: usize) {
     world.harness.store.publish();
     let view = world.harness.store.views().current();
     world.check_whole(&view, 0);
-    assert_eq!(world.harness.tables.len(), world.model.records.len(), "everything superseded is gone, nothing else");
+    assert_eq!(world.harness.tables.stored(), world.model.records.len(), "everything superseded is gone, nothing else");
 }
 
 #[test]

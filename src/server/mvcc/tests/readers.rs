@@ -12,9 +12,9 @@ use crate::common::key_range::KeyRange;
 use crate::common::revision::Revision;
 use crate::proto::etcdserverpb::RangeRequest;
 use crate::server::mvcc::read::range;
+use crate::server::mvcc::read::range_now;
 use crate::server::mvcc::testing::dice::Dice;
 use crate::server::mvcc::testing::harness::Harness;
-use crate::server::mvcc::view::Source;
 use crate::server::mvcc::view::View;
 use crate::server::mvcc::view::Views;
 
@@ -31,6 +31,14 @@ fn read_whole(view: &View, at: i64) {
     assert_eq!(response.kvs.len() as i64, response.count);
     for kv in &response.kvs {
         assert!(kv.mod_revision <= at && kv.value == kv.mod_revision.to_string(), "{kv:?} at {at}");
+    }
+}
+
+fn read_one(views: &Views, key: u64) {
+    let request = RangeRequest { key: Bytes::from(format!("k{key}")), ..RangeRequest::default() };
+    let response = range_now(views, &request).unwrap();
+    for kv in &response.kvs {
+        assert_eq!(kv.value, kv.mod_revision.to_string());
     }
 }
 
@@ -58,6 +66,7 @@ fn reader(views: &Views, seed: u64, stop: &AtomicBool) -> u64 {
         }
         let view = &held[dice.below(held.len() as u64) as usize];
         read_whole(view, dice.between(view.compact_revision().max(1), view.revision()));
+        (0..20).for_each(|_| read_one(views, dice.below(KEYS)));
         if dice.one_in(10) {
             read_history(view);
         }

@@ -17,7 +17,8 @@ use crate::server::mvcc::hash::hash_kv;
 use crate::server::mvcc::store::Store;
 use crate::server::mvcc::testing::harness::Harness;
 use crate::server::mvcc::testing::tables::MemoryTables;
-use crate::server::mvcc::view::Source;
+use crate::server::mvcc::view::Keys;
+use crate::server::mvcc::view::Records;
 
 fn put(store: &mut Store, key: &str, lease: i64) {
     let mut txn = store.begin();
@@ -70,12 +71,12 @@ fn the_revision_never_goes_back() {
         assert_eq!(harness.store.compact_revision(), revision + 2);
         harness.finish_compactions();
         harness.flush();
-        assert_eq!(harness.tables.len(), 1, "the tombstone at the compaction revision stays for watchers");
+        assert_eq!(harness.tables.stored(), 1, "the tombstone at the compaction revision stays for watchers");
         put(&mut harness.store, "next", 0);
         harness.store.compact(revision + 3).unwrap();
         harness.finish_compactions();
         harness.flush();
-        assert_eq!(harness.tables.len(), 1, "and goes with the next compaction");
+        assert_eq!(harness.tables.stored(), 1, "and goes with the next compaction");
         harness.restart();
         assert_eq!(harness.store.revision(), revision + 3);
     }
@@ -90,7 +91,7 @@ fn compacting_everything_keeps_live_keys() {
     harness.finish_compactions();
     harness.flush();
     harness.restart();
-    assert_eq!((harness.tables.len(), harness.store.revision()), (7, 301));
+    assert_eq!((harness.tables.stored(), harness.store.revision()), (7, 301));
     assert_eq!(harness.store.views().current().index().live_keys(), 7);
 }
 
@@ -139,7 +140,7 @@ fn leftovers_of_an_older_writer_go_with_the_next_compaction() {
     harness.store.compact(7).unwrap();
     harness.finish_compactions();
     harness.flush();
-    assert_eq!(harness.tables.len(), 5, "a, and c from revision 7 on");
+    assert_eq!(harness.tables.stored(), 5, "a, and c from revision 7 on");
 }
 
 #[test]

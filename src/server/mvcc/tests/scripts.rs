@@ -24,8 +24,8 @@ use crate::proto::mvccpb::KeyValue;
 use crate::server::mvcc::hash::hash_kv;
 use crate::server::mvcc::read::range;
 use crate::server::mvcc::testing::harness::Harness;
+use crate::server::mvcc::view::Keys;
 use crate::server::mvcc::view::ReadError;
-use crate::server::mvcc::view::Source;
 use crate::server::mvcc::write::WriteTxn;
 
 fn end_of(word: Option<&&str>) -> Bytes {
@@ -138,7 +138,7 @@ fn command(harness: &mut Harness, line: &str) -> String {
         }
         "step" => return format!("{:?}\n", harness.store.compaction_step(number() as usize).unwrap()),
         "hash" => return hash(harness, &words),
-        "stored" => return format!("{}\n", harness.tables.len()),
+        "stored" => return format!("{}\n", harness.tables.stored()),
         "status" => {
             let view = harness.store.views().current();
             let (revision, compacted) = (view.revision(), view.compact_revision());
