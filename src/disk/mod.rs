@@ -39,6 +39,9 @@ pub trait File: Send {
     /// Reserves space up to `len` and makes it read as zeros.
     fn allocate(&mut self, len: u64) -> io::Result<()>;
     fn len(&self) -> io::Result<u64>;
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
     /// fdatasync.
     fn sync_data(&mut self) -> io::Result<()>;
 }

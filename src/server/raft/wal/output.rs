@@ -71,8 +71,11 @@ pub struct Spare {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     bytes: u64,
-    making: Option<(PathBuf, JoinHandle<Result<Box<dyn File>, Failure>>)>,
+    making: Option<(PathBuf, Making)>,
 }
+
+/// The thread that makes a file.
+type Making = JoinHandle<Result<Box<dyn File>, Failure>>;
 
 impl Spare {
     pub fn new(disk: Arc<dyn Disk>, dir: &Path, bytes: u64) -> Spare {

@@ -18,6 +18,9 @@ use crate::server::raft::wal::record::decode_record;
 /// What is read at once. Entries are slices of these pieces, so that an entry which outlives its neighbours pins one
 /// piece and not the file.
 const CHUNK_BYTES: u64 = 1 << 20;
+/// More than any save writes, which is what a power cut can leave unfinished: a file with more behind its last good
+/// record is not one of ours, and not worth the memory.
+const LEFTOVER_BYTES_MAX: u64 = 1 << 30;
 /// A disk writes sectors whole or not at all (server.md 14.4).
 const SECTOR_BYTES: usize = 512;
 
@@ -154,6 +157,9 @@ impl SegmentReader {
             let piece = self.read(start, end - start)?;
             if let Some(last) = piece.iter().rposition(|byte| *byte != 0) {
                 let end = (start + last as u64 + 1).next_multiple_of(FRAME_BYTES as u64).min(self.file_bytes);
+                if end - self.offset > LEFTOVER_BYTES_MAX {
+                    return Err(self.damaged("more than any write leaves behind the last record"));
+                }
                 return self.read(self.offset, end - self.offset);
             }
             end = start;
@@ -216,6 +222,7 @@ mod tests {
 
     use super::*;
     use crate::disk::Disk;
+    use crate::disk::real::RealDisk;
     use crate::disk::sim::SimDisk;
     use crate::proto::raftpb::Entry;
     use crate::server::raft::wal::record::Encoder;
@@ -261,6 +268,17 @@ mod tests {
         assert!(matches!(reader.step().unwrap(), Step::End));
         assert_eq!(reader.leftover().unwrap().len(), 608);
         assert_eq!(reader.offset(), end as u64);
+    }
+
+    #[test]
+    fn leftover_of_a_huge_file_is_refused_before_anything_is_allocated() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("a.wal");
+        let mut file = RealDisk.create(&path).unwrap();
+        file.write_at(1 << 40, b"x").unwrap();
+        let mut reader = SegmentReader::new(file, path, 0).unwrap();
+        assert!(matches!(reader.step().unwrap(), Step::End));
+        assert!(reader.leftover().unwrap_err().to_string().contains("more than any write leaves"));
     }
 
     #[test]

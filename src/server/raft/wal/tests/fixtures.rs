@@ -66,7 +66,7 @@ fn logs_of_real_members_are_read_and_continued() {
             assert_eq!(recovered, inspected);
             let index = wal.last_index() + 1;
             let entry = Entry { r#type: 0, term: 4, index, data: bytes::Bytes::from_static(b"ours") };
-            wal.save(Some(&HardState { term: 4, ..recovered.hard_state }), &[entry.clone()], true).unwrap();
+            wal.save(Some(&HardState { term: 4, ..recovered.hard_state }), std::slice::from_ref(&entry), true).unwrap();
             drop(wal);
             let continued = Wal::inspect(&RealDisk, &dir).unwrap();
             assert_eq!(continued.entries.last(), Some(&entry));
