@@ -58,6 +58,10 @@ pub trait StateMachine: Send + Sync {
     fn status_changed(&self, status: RaftStatus);
     /// The raft thread cannot go on; it has stopped. The process ends.
     fn failed(&self, failure: Failure);
+    /// This member was removed, has told its peers for a while, and its raft thread has stopped. The process ends.
+    fn removed(&self) {
+        self.failed(Failure::Refused("the member has been permanently removed from the cluster".to_owned()));
+    }
 }
 
 /// The network, as raft sees it.

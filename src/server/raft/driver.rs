@@ -1,0 +1,342 @@
+//! The raft thread: takes everything that waits, steps the node, and does one round of its work after the other.
+//!
+//! One round: committed entries and reads of earlier rounds go to apply; a leader's messages leave, if its vote and term
+//! are on disk; snapshot record, entries and hard state are written with one fdatasync, however many proposals they
+//! carry; then everything that promised durability leaves. The thread waits for its log and for nothing else. Its first
+//! error is its last: it stops, and the process ends (reliability.md 3.3, 9).
+
+use std::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::config::RaftConfig;
+use super::config::Start;
+use super::handle::RaftHandle;
+use super::handle::Shared;
+use super::input::Effect;
+use super::input::Input;
+use super::log_store::LogStore;
+use super::mailbox::Waiting;
+use super::metrics::RaftMetrics;
+use super::node::Node;
+use super::state_machine::RaftStatus;
+use super::state_machine::Role;
+use super::state_machine::StateMachine;
+use super::state_machine::Transport;
+use crate::common::failure::Failure;
+use crate::common::ids::MemberId;
+use crate::proto::raftpb::Entry;
+use crate::proto::raftpb::Snapshot;
+use crate::proto::walpb;
+
+/// The thread's name, in logs and in what the guard reports.
+pub const THREAD_NAME: &str = "raft";
+/// A WAL snapshot record is also written after this many bytes of entries: half a segment, so that large values do not
+/// keep many segments alive until `RaftConfig::snapshot_entries` is reached.
+const SNAPSHOT_RECORD_BYTES: u64 = 32 << 20;
+/// Ticks that the first election timeout keeps when the others are skipped at start: time for a leader's heartbeat.
+const FIRST_TICKS: usize = 2;
+
+/// Ends the process because a thread panicked: its name and the panic's text.
+pub type EndProcess = Arc<dyn Fn(&'static str, &str) + Send + Sync>;
+
+/// What the raft thread works with.
+pub struct Parts {
+    pub log: Box<dyn LogStore>,
+    pub state: Arc<dyn StateMachine>,
+    pub transport: Arc<dyn Transport>,
+    pub metrics: RaftMetrics,
+    pub end_process: EndProcess,
+}
+
+/// Starts the raft thread on a recovered log. An error means that log and checkpoint do not fit together.
+pub fn start(config: &RaftConfig, start: Start, parts: Parts) -> Result<RaftHandle, Failure> {
+    let applied = start.applied.0;
+    let node = Node::new(config, start)?;
+    let shared = Arc::new(Shared::default());
+    shared.applied_index.store(applied, Ordering::Relaxed);
+    let state = parts.state.clone();
+    let end_process = parts.end_process.clone();
+    let driver = Driver::new(config, node, applied, shared.clone(), parts);
+    let of_thread = shared.clone();
+    let thread = thread::Builder::new()
+        .name(THREAD_NAME.to_owned())
+        .spawn(move || guarded(driver, &of_thread, state.as_ref(), &end_process))
+        .map_err(|error| Failure::Refused(format!("cannot start the raft thread: {error}")))?;
+    Ok(RaftHandle::new(shared, thread))
+}
+
+/// Runs the thread to its end, whichever it is.
+fn guarded(driver: Driver, shared: &Shared, state: &dyn StateMachine, end_process: &EndProcess) {
+    let end = catch_unwind(AssertUnwindSafe(|| driver.run()));
+    shared.lone_leader.store(false, Ordering::SeqCst);
+    shared.stopped.store(true, Ordering::Relaxed);
+    shared.mailbox.close();
+    match end {
+        Ok(Ok(End::Stopped)) => tracing::info!("raft stopped"),
+        Ok(Ok(End::Removed)) => state.removed(),
+        Ok(Err(failure)) => state.failed(failure),
+        Err(panic) => end_process(THREAD_NAME, panic_text(panic.as_ref())),
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&'static str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a text")
+}
+
+enum End {
+    Stopped,
+    Removed,
+}
+
+struct Driver {
+    node: Node,
+    id: MemberId,
+    parts: Parts,
+    shared: Arc<Shared>,
+    tick: Duration,
+    skipped_ticks: usize,
+    next_tick: Instant,
+    shown: RaftStatus,
+    removed: bool,
+    snapshot_entries: u64,
+    /// The newest checkpoint's applied index. The one before it bounds the release of the log (reliability.md 3.3, 7).
+    checkpoint_index: u64,
+    /// The newest WAL snapshot record's index, and the bytes of entries since.
+    recorded_index: u64,
+    bytes_since_record: u64,
+}
+
+impl Driver {
+    fn new(config: &RaftConfig, node: Node, applied: u64, shared: Arc<Shared>, parts: Parts) -> Driver {
+        let skipped_ticks =
+            if config.initial_tick_advance { config.election_ticks.saturating_sub(FIRST_TICKS) } else { 0 };
+        Driver {
+            node,
+            id: config.id,
+            parts,
+            shared,
+            tick: config.tick,
+            skipped_ticks,
+            next_tick: Instant::now() + config.tick,
+            shown: RaftStatus::default(),
+            removed: false,
+            snapshot_entries: config.snapshot_entries,
+            checkpoint_index: applied,
+            recorded_index: applied,
+            bytes_since_record: 0,
+        }
+    }
+
+    fn run(mut self) -> Result<End, Failure> {
+        if self.node.status().role == Role::Follower {
+            for _ in 0..self.skipped_ticks {
+                self.step(Input::Tick)?;
+            }
+        }
+        self.rounds()?;
+        self.show();
+        loop {
+            let mut waiting = self.shared.mailbox.take(self.next_tick);
+            let stop = waiting.stop;
+            let checkpoints = std::mem::take(&mut waiting.checkpoints);
+            self.step_all(waiting)?;
+            self.tick_if_due()?;
+            self.rounds()?;
+            for checkpoint in checkpoints {
+                self.checkpoint(checkpoint)?;
+            }
+            self.show();
+            self.show_matches();
+            if self.removed {
+                return Ok(End::Removed);
+            }
+            if stop {
+                self.save_hard_state(true)?;
+                return Ok(End::Stopped);
+            }
+        }
+    }
+
+    /// Reports before messages, messages before requests: what apply and peers say may make room for what clients want.
+    fn step_all(&mut self, waiting: Waiting) -> Result<(), Failure> {
+        for member in waiting.unreachable {
+            self.step(Input::Unreachable(member))?;
+        }
+        for (member, delivered) in waiting.snapshot_reports {
+            self.step(Input::SnapshotReport { member, delivered })?;
+        }
+        for (index, change) in waiting.conf_changes_applied {
+            self.step(Input::ConfChangeApplied { index, change })?;
+        }
+        if waiting.applied > 0 {
+            self.step(Input::Applied(waiting.applied))?;
+        }
+        if let Some(snapshot) = waiting.snapshot_built {
+            self.step(Input::SnapshotBuilt(snapshot))?;
+        }
+        for message in waiting.peer {
+            self.step(Input::Peer(message))?;
+        }
+        if let Some(member) = waiting.transfer {
+            self.step(Input::TransferLeader(member))?;
+        }
+        if waiting.campaign {
+            self.step(Input::Campaign)?;
+        }
+        for context in waiting.reads {
+            self.step(Input::ReadIndex(context))?;
+        }
+        if !waiting.proposals.is_empty() {
+            self.step(Input::Propose(waiting.proposals))?;
+        }
+        for (request_id, change) in waiting.conf_changes {
+            self.step(Input::ProposeConfChange { request_id, change })?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, input: Input) -> Result<(), Failure> {
+        let effects = self.node.step(input)?;
+        self.effects(effects);
+        Ok(())
+    }
+
+    /// One tick at most: a process that was paused must not make up for lost ticks and start an election with them.
+    fn tick_if_due(&mut self) -> Result<(), Failure> {
+        let now = Instant::now();
+        let Some(late) = now.checked_duration_since(self.next_tick) else { return Ok(()) };
+        if late > self.tick {
+            if self.shown.role == Role::Leader {
+                self.parts.metrics.heartbeat_failures.inc();
+            }
+            self.next_tick = now + self.tick;
+        } else {
+            self.next_tick += self.tick;
+        }
+        self.step(Input::Tick)
+    }
+
+    fn rounds(&mut self) -> Result<(), Failure> {
+        while self.node.has_ready() {
+            self.round()?;
+        }
+        Ok(())
+    }
+
+    fn round(&mut self) -> Result<(), Failure> {
+        let round = self.node.ready();
+        self.show();
+        self.commit(round.committed);
+        for read in round.reads {
+            self.parts.state.read_ready(read.context, read.index);
+        }
+        if !round.messages_before.is_empty() {
+            self.parts.transport.send(round.messages_before);
+        }
+        if let Some(snapshot) = &round.snapshot {
+            self.save_received_snapshot(snapshot)?;
+        }
+        if round.hard_state.is_some() || round.must_sync {
+            self.bytes_since_record += round.entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
+            self.parts.log.save(round.hard_state.as_ref(), &round.entries, round.must_sync)?;
+        }
+        if let Some(snapshot) = round.snapshot {
+            self.parts.state.install(snapshot);
+        }
+        let done = self.node.persisted()?;
+        self.show();
+        let mut messages = round.messages_after;
+        messages.extend(done.messages);
+        if !messages.is_empty() {
+            self.parts.transport.send(messages);
+        }
+        self.commit(done.committed);
+        self.effects(done.effects);
+        Ok(())
+    }
+
+    fn commit(&self, entries: Vec<Entry>) {
+        if !entries.is_empty() {
+            self.parts.state.commit(entries);
+        }
+    }
+
+    fn effects(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Refused { request_id, why } => self.parts.state.refused(request_id, why),
+                Effect::BuildSnapshot => self.parts.state.build_snapshot(),
+                Effect::Removed => self.removed = true,
+                Effect::MessageDropped(why) => self.parts.metrics.messages_dropped.with_label_values(&[why]).inc(),
+            }
+        }
+    }
+
+    /// The record goes first: without a hard state that commits it, a start ignores it (server.md 10.1).
+    fn save_received_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), Failure> {
+        let metadata = snapshot.metadata.clone().unwrap_or_default();
+        let (index, term) = (metadata.index, metadata.term);
+        tracing::info!(index, term, "received a snapshot");
+        self.parts.log.save_snapshot(&walpb::Snapshot { index, term, conf_state: metadata.conf_state })?;
+        self.recorded_index = index;
+        self.checkpoint_index = self.checkpoint_index.max(index);
+        self.bytes_since_record = 0;
+        Ok(())
+    }
+
+    /// Once enough lies behind the checkpoint: a durable snapshot record, then the log before it may go.
+    fn checkpoint(&mut self, checkpoint: walpb::Snapshot) -> Result<(), Failure> {
+        let previous = self.checkpoint_index;
+        self.checkpoint_index = previous.max(checkpoint.index);
+        self.step(Input::Checkpointed(checkpoint.index))?;
+        let due = checkpoint.index >= self.recorded_index.saturating_add(self.snapshot_entries)
+            || (checkpoint.index > self.recorded_index && self.bytes_since_record >= SNAPSHOT_RECORD_BYTES);
+        if due {
+            // A start takes a record only if the newest hard state commits it, and commit alone is not written at once.
+            self.save_hard_state(false)?;
+            self.parts.log.save_snapshot(&checkpoint)?;
+            self.recorded_index = checkpoint.index;
+            self.bytes_since_record = 0;
+            self.parts.log.release_to(previous.min(self.node.base_index()))?;
+        }
+        Ok(())
+    }
+
+    fn save_hard_state(&mut self, must_sync: bool) -> Result<(), Failure> {
+        match self.node.take_unsaved_hard_state() {
+            Some(state) => self.parts.log.save(Some(&state), &[], must_sync),
+            None => Ok(()),
+        }
+    }
+
+    /// Shows what changed, before any message of this round leaves: the lone leader's flag must fall first.
+    fn show(&mut self) {
+        let status = self.node.status();
+        self.shared.lone_leader.store(status.lone_leader, Ordering::SeqCst);
+        self.shared.commit_index.store(status.commit_index, Ordering::Relaxed);
+        self.shared.unapplied_bytes.store(self.node.unapplied_bytes(), Ordering::Relaxed);
+        if status == self.shown {
+            return;
+        }
+        if (status.role, status.leader) != (self.shown.role, self.shown.leader) {
+            let leader = status.leader.map(|leader| leader.to_string()).unwrap_or_default();
+            tracing::info!(member = %self.id, role = ?status.role, term = status.term, leader, "raft state changed");
+        }
+        *self.shared.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+        self.parts.metrics.show(self.id, &status, self.node.is_learner(), self.shown.leader);
+        self.shown = status;
+        self.parts.state.status_changed(status);
+    }
+
+    fn show_matches(&self) {
+        let matches = self.node.matches().into_iter().collect();
+        *self.shared.matches.lock().unwrap_or_else(PoisonError::into_inner) = matches;
+    }
+}

@@ -1,0 +1,17 @@
+//! What the raft thread needs of a durable log: the write-ahead log in a member, a simulated one in tests.
+
+use crate::common::failure::Failure;
+use crate::proto::raftpb::Entry;
+use crate::proto::raftpb::HardState;
+use crate::proto::walpb;
+
+/// A durable log. The first error is final: the raft thread stops and never calls again (reliability.md 3.3, 9).
+pub trait LogStore: Send {
+    /// Appends entries, then the hard state. With `must_sync` everything written so far is durable when this returns.
+    /// An entry whose index was written before replaces it and everything behind it.
+    fn save(&mut self, hard_state: Option<&HardState>, entries: &[Entry], must_sync: bool) -> Result<(), Failure>;
+    /// Appends a snapshot record; durable, with everything before it, when this returns.
+    fn save_snapshot(&mut self, snapshot: &walpb::Snapshot) -> Result<(), Failure>;
+    /// Entries up to and including `index` are not needed any more. What is kept beyond that is the log's affair.
+    fn release_to(&mut self, index: u64) -> Result<(), Failure>;
+}
