@@ -22,11 +22,14 @@ use crate::proto::raft_numbers::CONF_UPDATE_NODE;
 use crate::proto::raftinternalpb::InternalRaftRequest;
 use crate::proto::raftpb::ConfChange;
 use crate::server::apply::outcome::Reply;
+use crate::server::apply::ports::RaftReports;
 use crate::server::apply::published::Published;
 use crate::server::apply::queue::ApplyHandle;
 use crate::server::apply::quota::request_cost;
 use crate::server::cluster::member::Member;
 use crate::server::cluster::membership::Change;
+use crate::server::raft::handle::Busy;
+use crate::server::raft::handle::RaftHandle;
 use crate::server::raft::state_machine::Refusal;
 use crate::server::waiters::Desk;
 use crate::server::waiters::Notice;
@@ -49,9 +52,38 @@ pub trait RaftPort: Send + Sync {
     fn lone_leader(&self) -> bool;
 }
 
-/// The inbox of raft is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Busy;
+impl RaftPort for RaftHandle {
+    fn propose(&self, request_id: u64, data: Bytes) -> Result<(), Busy> {
+        RaftHandle::propose(self, request_id, data)
+    }
+
+    fn propose_conf_change(&self, request_id: u64, change: ConfChange) -> Result<(), Busy> {
+        RaftHandle::propose_conf_change(self, request_id, change)
+    }
+
+    fn read_index(&self, context: Bytes) {
+        RaftHandle::read_index(self, context);
+    }
+
+    fn lone_leader(&self) -> bool {
+        RaftHandle::lone_leader(self)
+    }
+}
+
+// Apply knows raft by this trait only.
+impl RaftReports for RaftHandle {
+    fn applied(&self, index: u64) {
+        RaftHandle::applied(self, index);
+    }
+
+    fn conf_change_applied(&self, index: u64, change: Option<ConfChange>) {
+        RaftHandle::conf_change_applied(self, index, change);
+    }
+
+    fn snapshot_installed(&self, index: u64) {
+        RaftHandle::snapshot_installed(self, index);
+    }
+}
 
 /// Since when peers are connected.
 pub trait Connectivity: Send + Sync {
@@ -238,7 +270,10 @@ impl Proposer {
             if inner.desk.is_stopped() {
                 return Err(Answer::Stopped);
             }
-            propose().map_err(|Busy| Answer::TooManyRequests)?;
+            propose().map_err(|busy| match busy {
+                Busy::TooMany => Answer::TooManyRequests,
+                Busy::Stopped => Answer::Stopped,
+            })?;
             let notice = match deadline {
                 Some(deadline) => tokio::time::timeout_at(deadline.into(), waiting.notice()).await,
                 None => Ok(waiting.notice().await),

@@ -14,7 +14,6 @@ use crate::server::apply::kv::Leases;
 use crate::server::apply::outcome::header;
 use crate::server::lease::Lessor;
 use crate::server::mvcc::store::Store;
-use crate::server::mvcc::view::Source;
 
 /// From this cluster version on checkpoints are written down (server.md 5).
 const CHECKPOINTS_STORED_FROM: Version = Version::new(3, 6, 0);

@@ -44,7 +44,6 @@ use crate::server::cluster::membership::Membership;
 use crate::server::cluster::v2_store;
 use crate::server::lease::Lessor;
 use crate::server::mvcc::store::Store;
-use crate::server::mvcc::view::Source;
 
 /// The key of bucket `auth` that says whether authentication is on.
 const AUTH_ENABLED_KEY: &[u8] = b"authEnabled";

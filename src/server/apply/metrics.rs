@@ -27,7 +27,7 @@ use crate::server::apply::outcome::Reply;
 use crate::server::checkpoint::Record;
 use crate::server::cluster::membership::Membership;
 use crate::server::mvcc::store::Store;
-use crate::server::mvcc::view::Source;
+use crate::server::mvcc::view::Keys;
 
 /// Handles of the apply thread.
 #[derive(Clone)]

@@ -38,6 +38,8 @@ pub trait Listener: Send + Sync {
     fn refused(&self, request_id: u64, why: Refusal);
     fn read_ready(&self, context: Bytes, index: u64);
     fn status_changed(&self, status: RaftStatus);
+    /// This member was removed for good and has told its peers: the process ends, without an error.
+    fn removed(&self);
 }
 
 /// What apply reports to raft: a mailbox, never full.

@@ -171,4 +171,8 @@ impl StateMachine for ApplyHandle {
     fn failed(&self, failure: Failure) {
         self.fail(failure);
     }
+
+    fn removed(&self) {
+        self.shared.listener.removed();
+    }
 }

@@ -30,7 +30,6 @@ use crate::server::apply::queue::ApplyHandle;
 use crate::server::apply::queue::Input;
 use crate::server::apply::queue::entries_bytes;
 use crate::server::checkpoint::Tables;
-use crate::server::mvcc::view::Source;
 
 /// Everything the thread needs beside its state.
 pub struct ThreadParts {

@@ -8,7 +8,6 @@ use std::time::Instant;
 use crate::common::answer::Answer;
 use crate::proto::etcdserverpb::CompactionRequest;
 use crate::proto::raftinternalpb::InternalRaftRequest;
-use crate::server::mvcc::view::Source;
 use crate::server::propose::Proposer;
 use crate::server::raft::state_machine::Role;
 use crate::server::read::Reader;
