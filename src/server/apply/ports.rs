@@ -16,6 +16,7 @@ use crate::server::checkpoint::Batch;
 use crate::server::checkpoint::Buckets;
 use crate::server::checkpoint::Record;
 use crate::server::checkpoint::Tables;
+use crate::server::checkpoint::flusher::Flusher;
 use crate::server::cluster::member::Member;
 use crate::server::mvcc::view::View;
 use crate::server::raft::state_machine::RaftStatus;
@@ -56,6 +57,16 @@ pub trait FlushPort: Send + Sync {
     fn submit(&self, batch: Batch);
     /// Asks for a write of what waits, and does not wait for it.
     fn flush_soon(&self);
+}
+
+impl FlushPort for Flusher {
+    fn submit(&self, batch: Batch) {
+        Flusher::submit(self, batch);
+    }
+
+    fn flush_soon(&self) {
+        Flusher::flush_soon(self);
+    }
 }
 
 /// A state at one index, for the image of a snapshot.
