@@ -140,21 +140,21 @@ impl Proposer {
         Proposer { inner: Arc::new(inner) }
     }
 
-    /// Writes a request to the log and waits until it is applied here. An error from `Timeout` on means that the outcome is
-    /// unknown: the entry may still be applied.
+    /// Writes a request to the log and waits until it is applied here. An error from `Timeout` on means that the
+    /// outcome is unknown: the entry may still be applied.
     pub async fn propose(&self, request: InternalRaftRequest) -> Result<Reply, Answer> {
         self.check_space(request_cost(&request)).await?;
         let result = self.submit(request).await;
-        // Applied beyond the quota: the alarm is up before the caller hears of it. Where one is up already, of whichever
-        // member, that was the reason (server.md 6.4).
+        // Applied beyond the quota: the alarm is up before the caller hears of it. Where one is up already, of
+        // whichever member, that was the reason (server.md 6.4).
         if result == Err(Answer::NoSpace) && !self.inner.published.alarms.any(AlarmType::Nospace) {
             self.raise_no_space().await;
         }
         result
     }
 
-    /// The quota at the door: raises NOSPACE and refuses when `cost_bytes` do not fit. The API calls it before it looks at
-    /// the request (server.md 6.4).
+    /// The quota at the door: raises NOSPACE and refuses when `cost_bytes` do not fit. The API calls it before it
+    /// looks at the request (server.md 6.4).
     pub async fn check_space(&self, cost_bytes: u64) -> Result<(), Answer> {
         if self.inner.published.space.allows(cost_bytes) {
             return Ok(());
@@ -185,8 +185,8 @@ impl Proposer {
         }
     }
 
-    /// Proposes a configuration change and waits for it with the caller's patience only, as etcd does: all members after
-    /// the change.
+    /// Proposes a configuration change and waits for it with the caller's patience only, as etcd does: all members
+    /// after the change.
     pub async fn configure(&self, change: Change) -> Result<Vec<Member>, Answer> {
         let r#type = match &change {
             Change::Add(member) if member.is_learner => CONF_ADD_LEARNER,

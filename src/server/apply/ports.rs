@@ -83,8 +83,8 @@ pub struct FrozenState {
 pub trait Snapshots: Send + Sync {
     /// Starts building an image; its end is told to raft, not to apply.
     fn build(&self, frozen: FrozenState);
-    /// Puts the prepared image of this snapshot in the place of the checkpoint, also in the flusher. When it returns, no
-    /// write to the old one will be reported any more.
+    /// Puts the prepared image of this snapshot in the place of the checkpoint, also in the flusher. When it returns,
+    /// no write to the old one will be reported any more.
     fn install(&self, snapshot: &Snapshot) -> Result<Installed, Failure>;
 }
 
