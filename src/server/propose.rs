@@ -22,11 +22,14 @@ use crate::proto::raft_numbers::CONF_UPDATE_NODE;
 use crate::proto::raftinternalpb::InternalRaftRequest;
 use crate::proto::raftpb::ConfChange;
 use crate::server::apply::outcome::Reply;
+use crate::server::apply::ports::RaftReports;
 use crate::server::apply::published::Published;
 use crate::server::apply::queue::ApplyHandle;
 use crate::server::apply::quota::request_cost;
 use crate::server::cluster::member::Member;
 use crate::server::cluster::membership::Change;
+use crate::server::raft::handle::Busy;
+use crate::server::raft::handle::RaftHandle;
 use crate::server::raft::state_machine::Refusal;
 use crate::server::waiters::Desk;
 use crate::server::waiters::Notice;
@@ -49,9 +52,38 @@ pub trait RaftPort: Send + Sync {
     fn lone_leader(&self) -> bool;
 }
 
-/// The inbox of raft is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Busy;
+impl RaftPort for RaftHandle {
+    fn propose(&self, request_id: u64, data: Bytes) -> Result<(), Busy> {
+        RaftHandle::propose(self, request_id, data)
+    }
+
+    fn propose_conf_change(&self, request_id: u64, change: ConfChange) -> Result<(), Busy> {
+        RaftHandle::propose_conf_change(self, request_id, change)
+    }
+
+    fn read_index(&self, context: Bytes) {
+        RaftHandle::read_index(self, context);
+    }
+
+    fn lone_leader(&self) -> bool {
+        RaftHandle::lone_leader(self)
+    }
+}
+
+// Apply knows raft by this trait only.
+impl RaftReports for RaftHandle {
+    fn applied(&self, index: u64) {
+        RaftHandle::applied(self, index);
+    }
+
+    fn conf_change_applied(&self, index: u64, change: Option<ConfChange>) {
+        RaftHandle::conf_change_applied(self, index, change);
+    }
+
+    fn snapshot_installed(&self, index: u64) {
+        RaftHandle::snapshot_installed(self, index);
+    }
+}
 
 /// Since when peers are connected.
 pub trait Connectivity: Send + Sync {
@@ -108,21 +140,21 @@ impl Proposer {
         Proposer { inner: Arc::new(inner) }
     }
 
-    /// Writes a request to the log and waits until it is applied here. An error from `Timeout` on means that the outcome is
-    /// unknown: the entry may still be applied.
+    /// Writes a request to the log and waits until it is applied here. An error from `Timeout` on means that the
+    /// outcome is unknown: the entry may still be applied.
     pub async fn propose(&self, request: InternalRaftRequest) -> Result<Reply, Answer> {
         self.check_space(request_cost(&request)).await?;
         let result = self.submit(request).await;
-        // Applied beyond the quota: the alarm is up before the caller hears of it. Where one is up already, of whichever
-        // member, that was the reason (server.md 6.4).
+        // Applied beyond the quota: the alarm is up before the caller hears of it. Where one is up already, of
+        // whichever member, that was the reason (server.md 6.4).
         if result == Err(Answer::NoSpace) && !self.inner.published.alarms.any(AlarmType::Nospace) {
             self.raise_no_space().await;
         }
         result
     }
 
-    /// The quota at the door: raises NOSPACE and refuses when `cost_bytes` do not fit. The API calls it before it looks at
-    /// the request (server.md 6.4).
+    /// The quota at the door: raises NOSPACE and refuses when `cost_bytes` do not fit. The API calls it before it
+    /// looks at the request (server.md 6.4).
     pub async fn check_space(&self, cost_bytes: u64) -> Result<(), Answer> {
         if self.inner.published.space.allows(cost_bytes) {
             return Ok(());
@@ -153,8 +185,8 @@ impl Proposer {
         }
     }
 
-    /// Proposes a configuration change and waits for it with the caller's patience only, as etcd does: all members after
-    /// the change.
+    /// Proposes a configuration change and waits for it with the caller's patience only, as etcd does: all members
+    /// after the change.
     pub async fn configure(&self, change: Change) -> Result<Vec<Member>, Answer> {
         let r#type = match &change {
             Change::Add(member) if member.is_learner => CONF_ADD_LEARNER,
@@ -238,7 +270,10 @@ impl Proposer {
             if inner.desk.is_stopped() {
                 return Err(Answer::Stopped);
             }
-            propose().map_err(|Busy| Answer::TooManyRequests)?;
+            propose().map_err(|busy| match busy {
+                Busy::TooMany => Answer::TooManyRequests,
+                Busy::Stopped => Answer::Stopped,
+            })?;
             let notice = match deadline {
                 Some(deadline) => tokio::time::timeout_at(deadline.into(), waiting.notice()).await,
                 None => Ok(waiting.notice().await),

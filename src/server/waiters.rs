@@ -149,6 +149,7 @@ pub struct Desk {
     applied: watch::Sender<u64>,
     compaction: watch::Sender<CompactionProgress>,
     stopped: watch::Sender<bool>,
+    removed: watch::Sender<bool>,
     /// This member ought to raise NOSPACE; `duties/nospace` does.
     pub space_wanted: Notify,
     read_round: Mutex<Option<ReadRound>>,
@@ -165,6 +166,7 @@ impl Desk {
             applied: watch::Sender::new(applied),
             compaction: watch::Sender::new(CompactionProgress { scheduled: -1, finished: -1 }),
             stopped: watch::Sender::new(false),
+            removed: watch::Sender::new(false),
             space_wanted: Notify::new(),
             read_round: Mutex::default(),
             metrics,
@@ -200,6 +202,11 @@ impl Desk {
     pub async fn until_stopped(&self) {
         // The sender is our own field, so the channel cannot close while we wait.
         let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
+    }
+
+    /// Resolves when this member was removed from the cluster: the process ends with exit code 0 (server.md 6.2).
+    pub async fn until_removed(&self) {
+        let _ = self.removed.subscribe().wait_for(|removed| *removed).await;
     }
 
     /// The member stops: everyone who waits is told so, and everyone who comes later.
@@ -260,6 +267,10 @@ impl Listener for Desk {
         if let Some(round) = round {
             let _ = round.sender.send(index);
         }
+    }
+
+    fn removed(&self) {
+        self.removed.send_replace(true);
     }
 
     fn status_changed(&self, status: RaftStatus) {
@@ -351,6 +362,8 @@ mod tests {
         desk.stop();
         desk.until_stopped().await;
         assert!(desk.is_stopped());
+        desk.removed();
+        desk.until_removed().await;
         assert_eq!(waiting.notice().await, Notice::Answered(Err(Answer::Stopped)));
         assert!(round.await.is_err());
     }

@@ -16,8 +16,8 @@ pub const STORAGE_VERSION_KEY: &[u8] = b"storageVersion";
 /// Databases before this version do not say which they are (server.md 14.6).
 const STORAGE_VERSION_FROM: Version = Version::new(3, 6, 0);
 
-/// What raft is told of an accepted change: a value of our own making, and nothing for an update of addresses, which its
-/// library does not know (DESIGN.md 3).
+/// What raft is told of an accepted change: a value of our own making, and nothing for an update of addresses, which
+/// its library does not know (DESIGN.md 3).
 pub fn for_raft(change: &Change) -> Option<ConfChange> {
     let r#type = match change {
         Change::Add(member) if member.is_learner => CONF_ADD_LEARNER,

@@ -16,6 +16,7 @@ use crate::server::checkpoint::Batch;
 use crate::server::checkpoint::Buckets;
 use crate::server::checkpoint::Record;
 use crate::server::checkpoint::Tables;
+use crate::server::checkpoint::flusher::Flusher;
 use crate::server::cluster::member::Member;
 use crate::server::mvcc::view::View;
 use crate::server::raft::state_machine::RaftStatus;
@@ -38,6 +39,8 @@ pub trait Listener: Send + Sync {
     fn refused(&self, request_id: u64, why: Refusal);
     fn read_ready(&self, context: Bytes, index: u64);
     fn status_changed(&self, status: RaftStatus);
+    /// This member was removed for good and has told its peers: the process ends, without an error.
+    fn removed(&self);
 }
 
 /// What apply reports to raft: a mailbox, never full.
@@ -56,6 +59,16 @@ pub trait FlushPort: Send + Sync {
     fn flush_soon(&self);
 }
 
+impl FlushPort for Flusher {
+    fn submit(&self, batch: Batch) {
+        Flusher::submit(self, batch);
+    }
+
+    fn flush_soon(&self) {
+        Flusher::flush_soon(self);
+    }
+}
+
 /// A state at one index, for the image of a snapshot.
 pub struct FrozenState {
     pub view: Arc<View>,
@@ -70,8 +83,8 @@ pub struct FrozenState {
 pub trait Snapshots: Send + Sync {
     /// Starts building an image; its end is told to raft, not to apply.
     fn build(&self, frozen: FrozenState);
-    /// Puts the prepared image of this snapshot in the place of the checkpoint, also in the flusher. When it returns, no
-    /// write to the old one will be reported any more.
+    /// Puts the prepared image of this snapshot in the place of the checkpoint, also in the flusher. When it returns,
+    /// no write to the old one will be reported any more.
     fn install(&self, snapshot: &Snapshot) -> Result<Installed, Failure>;
 }
 

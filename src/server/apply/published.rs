@@ -1,7 +1,7 @@
 //! What apply shows to everybody else: the views of the store, the members, the alarms, the space used.
 //!
-//! All of it is shown before any waiter of the same batch is answered, so nobody is told of a change that a read on this
-//! member cannot see.
+//! All of it is shown before any waiter of the same batch is answered, so nobody is told of a change that a read on
+//! this member cannot see.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! The queue in front of the apply thread, and the handle that others put things into.
 //!
-//! Putting never waits, because raft must not wait for apply (DESIGN.md 2). The queue is bounded at the door: clients are
-//! refused when 5,000 entries or 64 MiB wait, and a follower drops appends.
+//! Putting never waits, because raft must not wait for apply (DESIGN.md 2). The queue is bounded at the door: clients
+//! are refused when 5,000 entries or 64 MiB wait, and a follower drops appends.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -181,5 +181,9 @@ impl StateMachine for ApplyHandle {
 
     fn failed(&self, failure: Failure) {
         self.fail(failure);
+    }
+
+    fn removed(&self) {
+        self.shared.listener.removed();
     }
 }

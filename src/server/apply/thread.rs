@@ -1,8 +1,8 @@
 //! The apply thread: takes what is committed, applies it, and tells everyone in a fixed order.
 //!
-//! One batch: apply; publish the View; answer waiters; report to raft; give events to the watch hub; hand the changes to
-//! the flusher. So nobody is told of a revision that a read on this member cannot see, and the only thing that can make the
-//! thread wait, a full flusher, comes last.
+//! One batch: apply; publish the View; answer waiters; report to raft; give events to the watch hub; hand the changes
+//! to the flusher. So nobody is told of a revision that a read on this member cannot see, and the only thing that can
+//! make the thread wait, a full flusher, comes last.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -62,8 +62,8 @@ struct Thread {
     parts: ThreadParts,
 }
 
-/// Publishes the whole state and starts the thread. It ends behind `ApplyHandle::stop`, or with the first failure, which
-/// it hands to the queue's hook; a panic is such a failure.
+/// Publishes the whole state and starts the thread. It ends behind `ApplyHandle::stop`, or with the first failure,
+/// which it hands to the queue's hook; a panic is such a failure.
 pub fn start(mut machine: Machine, queue: ApplyHandle, parts: ThreadParts) -> Result<JoinHandle<()>, Failure> {
     machine.publish_all(&parts.published);
     parts.metrics.alarms_changed(machine.alarms());

@@ -1,7 +1,7 @@
 //! The membership as JSON of etcd's old store: what members of 3.4 to 3.6 want in a snapshot message.
 //!
-//! 3.6.14 dies on an empty one, on an empty event list and on members that are missing in it (peer.md 4.3); 3.7.1 ignores
-//! it. So we write the tree with every member, and a history of 1,000 empty slots.
+//! 3.6.14 dies on an empty one, on an empty event list and on members that are missing in it (peer.md 4.3); 3.7.1
+//! ignores it. So we write the tree with every member, and a history of 1,000 empty slots.
 
 use crate::server::cluster::json;
 use crate::server::cluster::membership::Membership;

@@ -1,6 +1,7 @@
 //! Publishes this member: its name and client addresses, until the cluster has them.
 //!
-//! The client port answers only afterwards, so that whoever reaches a member finds it in the member list (server.md 0.1).
+//! The client port answers only afterwards, so that whoever reaches a member finds it in the member list (server.md
+//! 0.1).
 
 use std::sync::Arc;
 use std::time::Duration;

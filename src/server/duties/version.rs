@@ -24,8 +24,9 @@ pub trait VersionSource: Send + Sync {
     async fn server_version(&self, member: &Member) -> Option<Version>;
 }
 
-/// The version to propose now, if any. `versions` are those of all members; one that is unknown stands for nothing, so the
-/// first decision falls back to the lowest and later ones wait. Only upwards: going down is a downgrade's business.
+/// The version to propose now, if any. `versions` are those of all members; one that is unknown stands for nothing,
+/// so the first decision falls back to the lowest and later ones wait. Only upwards: going down is a downgrade's
+/// business.
 pub fn decide(agreed: Option<Version>, versions: &[Option<Version>]) -> Option<Version> {
     let all: Option<Vec<Version>> = versions.iter().copied().collect();
     let lowest = all.and_then(|all| all.into_iter().min()).map(Version::line);

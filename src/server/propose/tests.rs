@@ -56,7 +56,7 @@ impl RaftPort for FakeRaft {
                 self.desk.refused(request_id, Refusal::NoLeader);
                 self.desk.status_changed(leader(2));
             }
-            Plan::Busy => return Err(Busy),
+            Plan::Busy => return Err(Busy::TooMany),
             Plan::Silence => {}
         }
         Ok(())

@@ -10,7 +10,7 @@ use crate::server::apply::ports::Listener;
 use crate::server::apply::quota::Space;
 use crate::server::apply::testing::empty_views;
 use crate::server::cluster::handle::ClusterHandle;
-use crate::server::propose::Busy;
+use crate::server::raft::handle::Busy;
 use crate::server::raft::state_machine::RaftStatus;
 use crate::server::waiters::DeskMetrics;
 
@@ -23,11 +23,11 @@ struct FakeRaft {
 
 impl RaftPort for FakeRaft {
     fn propose(&self, _request_id: u64, _data: Bytes) -> Result<(), Busy> {
-        Err(Busy)
+        Err(Busy::TooMany)
     }
 
     fn propose_conf_change(&self, _request_id: u64, _change: ConfChange) -> Result<(), Busy> {
-        Err(Busy)
+        Err(Busy::TooMany)
     }
 
     fn read_index(&self, context: Bytes) {

@@ -28,6 +28,7 @@ use crate::server::apply::testing::txn_of_puts;
 use crate::server::checkpoint::Checkpoint;
 use crate::server::checkpoint::store::RedbCheckpoint;
 use crate::server::mvcc::testing::dice::Dice;
+use crate::server::mvcc::view::Keys;
 
 const OFF: i64 = -1;
 
