@@ -139,6 +139,9 @@ async fn run(test: &str, seed: u64, steps: usize, restarts: bool) {
         }
         let mine = ours.take(&step).await;
         let real = theirs.take(&step).await;
+        if both_fail_the_pre_check(&step, &mine, &real) {
+            continue;
+        }
         assert_eq!(mine, real, "ours left, etcd right; seed {seed}, step {number}: {step:?}");
         if let Some(revision) = mine.revision {
             generator.revision = revision;
@@ -147,6 +150,19 @@ async fn run(test: &str, seed: u64, steps: usize, restarts: bool) {
             }
         }
     }
+}
+
+/// A transaction with more than one mistake in it: 3.7 reports the first in the order of operations, the lease of a put
+/// before its key (server.md 3.7); 3.5.1 looks at all puts first, the key before the lease.
+fn both_fail_the_pre_check(step: &Step, mine: &Outcome, real: &Outcome) -> bool {
+    const REASONS: [&str; 4] = [
+        "etcdserver: requested lease not found",
+        "etcdserver: key not found",
+        "etcdserver: mvcc: required revision has been compacted",
+        "etcdserver: mvcc: required revision is a future revision",
+    ];
+    let fails = |outcome: &Outcome| matches!(&outcome.answer, Err((_, text)) if REASONS.contains(&text.as_str()));
+    matches!(step, Step::Txn(_)) && fails(mine) && fails(real)
 }
 
 fn from_environment(name: &str, default: u64) -> u64 {

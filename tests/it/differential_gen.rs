@@ -15,8 +15,8 @@ use quorate::proto::etcdserverpb::TxnResponse;
 use quorate::proto::etcdserverpb::compare::TargetUnion;
 use quorate::proto::etcdserverpb::request_op::Request;
 use quorate::proto::etcdserverpb::response_op::Response;
+use quorate::proto::mvccpb::KeyValue;
 
-/// At most this many keys exist: up to 12 results tie in key order whatever the sort (server.md 3.3).
 const KEYS: [&str; 11] = ["a", "aa", "ab", "b", "b\u{0}", "ba", "c", "d", "k/1", "k/2", "k/3"];
 const ENDS: [&[u8]; 8] = [b"", b"\0", b"b", b"bb", b"k0", b"k/3", b"zz", b"a"];
 /// Depth of nested transactions.
@@ -237,7 +237,33 @@ pub fn normal_range(request: &RangeRequest, mut response: RangeResponse) -> Rang
             kv.lease = 0;
         }
     }
+    settle_ties(request, &mut response);
     response
+}
+
+/// Neither release sorts stably, and 3.5.1 was built with another Go, whose sort leaves ties in another order: equal ones
+/// are put into key order here, and those that tie with the last of a cut answer are left out. The order itself must hold.
+fn settle_ties(request: &RangeRequest, response: &mut RangeResponse) {
+    if request.sort_target == 0 {
+        return;
+    }
+    let rank = |kv: &KeyValue| match request.sort_target {
+        1 => (kv.version, Bytes::new()),
+        2 => (kv.create_revision, Bytes::new()),
+        3 => (kv.mod_revision, Bytes::new()),
+        _ => (0, kv.value.clone()),
+    };
+    let ranks: Vec<_> = response.kvs.iter().map(rank).collect();
+    // Keys-only answers have lost the values that they were sorted by.
+    if request.sort_target != 4 || !request.keys_only {
+        let descending = request.sort_order == 2;
+        let sorted = ranks.windows(2).all(|pair| if descending { pair[0] >= pair[1] } else { pair[0] <= pair[1] });
+        assert!(sorted, "{request:?} is answered out of order: {response:?}");
+    }
+    if let Some(last) = ranks.last().filter(|_| response.more) {
+        response.kvs.retain(|kv| rank(kv) != *last);
+    }
+    response.kvs.sort_by(|left, right| rank(left).cmp(&rank(right)).then_with(|| left.key.cmp(&right.key)));
 }
 
 /// The same inside a transaction.
