@@ -73,7 +73,6 @@ use crate::server::run::backend::MemberBackend;
 use crate::server::run::ends::End;
 use crate::server::run::ends::Ends;
 use crate::server::run::facts::Facts;
-use crate::server::run::ports::Flush;
 use crate::server::run::ports::Links;
 use crate::server::run::ports::PeerList;
 use crate::server::run::ports::Raft;
@@ -185,7 +184,7 @@ impl Member {
             queue.clone(),
             ThreadParts {
                 raft: raft.clone(),
-                flusher: Arc::new(Flush(flusher.clone())),
+                flusher: flusher.clone(),
                 snapshots: Arc::new(snapshots),
                 peers: Arc::new(PeerList { peers: peers.clone(), local }),
                 events: None,
@@ -236,6 +235,11 @@ impl Member {
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(reader.clone().run());
+        let (removal_desk, removal_ends) = (desk.clone(), ends.clone());
+        tasks.spawn(async move {
+            removal_desk.until_removed().await;
+            removal_ends.end(End::Removed);
+        });
         let backend = Arc::new(MemberBackend {
             identity: Identity { member: local, cluster, name: config.name.clone() },
             limits: Limits {

@@ -14,14 +14,12 @@ use crate::common::revision::Revision;
 use crate::proto::raftpb::ConfChange;
 use crate::proto::raftpb::Snapshot;
 use crate::server::apply::outcome::PeerChange;
-use crate::server::apply::ports::FlushPort;
 use crate::server::apply::ports::FrozenState;
 use crate::server::apply::ports::Installed;
 use crate::server::apply::ports::PeerPort;
 use crate::server::apply::ports::RaftReports;
 use crate::server::apply::ports::Snapshots;
 use crate::server::apply::queue::ApplyHandle;
-use crate::server::checkpoint::Batch;
 use crate::server::checkpoint::Checkpoint;
 use crate::server::checkpoint::Record;
 use crate::server::checkpoint::flusher::Flusher;
@@ -29,9 +27,9 @@ use crate::server::checkpoint::store::RedbCheckpoint;
 use crate::server::cluster::member::Member;
 use crate::server::mvcc::view::View;
 use crate::server::peer::transport::Peers;
-use crate::server::propose::Busy;
 use crate::server::propose::Connectivity;
 use crate::server::propose::RaftPort;
+use crate::server::raft::handle::Busy;
 use crate::server::raft::handle::RaftHandle;
 use crate::server::snapshot::contents::Frozen;
 use crate::server::snapshot::contents::RecordSource;
@@ -77,11 +75,11 @@ impl RaftReports for Raft {
 
 impl RaftPort for Raft {
     fn propose(&self, request_id: u64, data: Bytes) -> Result<(), Busy> {
-        self.handle().ok_or(Busy)?.propose(request_id, data).map_err(|_| Busy)
+        self.handle().ok_or(Busy::Stopped)?.propose(request_id, data)
     }
 
     fn propose_conf_change(&self, request_id: u64, change: ConfChange) -> Result<(), Busy> {
-        self.handle().ok_or(Busy)?.propose_conf_change(request_id, change).map_err(|_| Busy)
+        self.handle().ok_or(Busy::Stopped)?.propose_conf_change(request_id, change)
     }
 
     fn read_index(&self, context: Bytes) {
@@ -92,19 +90,6 @@ impl RaftPort for Raft {
 
     fn lone_leader(&self) -> bool {
         self.handle().is_some_and(RaftHandle::lone_leader)
-    }
-}
-
-/// Where apply's batches go.
-pub struct Flush(pub Arc<Flusher>);
-
-impl FlushPort for Flush {
-    fn submit(&self, batch: Batch) {
-        self.0.submit(batch);
-    }
-
-    fn flush_soon(&self) {
-        self.0.flush_soon();
     }
 }
 
