@@ -207,7 +207,6 @@ impl Node {
         let open = self.open.take().expect("persisted follows ready");
         if let Some((index, term)) = open.snapshot {
             self.raw.mut_store().restore(index, term);
-            self.durable_index = self.durable_index.max(index);
         }
         self.raw.mut_store().append(open.entries);
         let mut light = self.raw.advance_append(open.ready);
