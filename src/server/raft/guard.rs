@@ -106,7 +106,7 @@ fn append_shape(message: &Message) -> Option<&'static str> {
     }
     let mut last = (message.index, message.log_term);
     for entry in &message.entries {
-        if entry.index != last.0 + 1 || entry.term == 0 || entry.term < last.1 {
+        if last.0.checked_add(1) != Some(entry.index) || entry.term == 0 || entry.term < last.1 {
             return Some("append with a gap");
         }
         last = (entry.index, entry.term);

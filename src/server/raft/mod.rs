@@ -22,6 +22,7 @@ pub mod log_store;
 pub mod mailbox;
 pub mod metrics;
 pub mod node;
+pub mod recover;
 pub mod state_machine;
 #[cfg(test)]
 mod testing;

@@ -15,7 +15,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 use raft::ProgressState;
-use raft::RaftState;
 use raft::RawNode;
 use raft::ReadOnlyOption;
 use raft::SnapshotStatus;
@@ -41,6 +40,7 @@ use super::input::Proposal;
 use super::input::ReadReady;
 use super::input::Round;
 use super::log::MemoryLog;
+use super::recover;
 use super::state_machine::RaftStatus;
 use super::state_machine::Refusal;
 use super::state_machine::Role;
@@ -107,7 +107,7 @@ impl Node {
     pub fn new(config: &RaftConfig, start: Start) -> Result<Node, Failure> {
         let saved = start.hard_state;
         let applied = start.applied.0;
-        let log = recovered_log(start)?;
+        let log = recover::checked_log(start)?;
         let settings = raft::Config {
             id: config.id.0,
             election_tick: config.election_ticks,
@@ -207,7 +207,6 @@ impl Node {
         let open = self.open.take().expect("persisted follows ready");
         if let Some((index, term)) = open.snapshot {
             self.raw.mut_store().restore(index, term);
-            self.durable_index = self.durable_index.max(index);
         }
         self.raw.mut_store().append(open.entries);
         let mut light = self.raw.advance_append(open.ready);
@@ -653,46 +652,4 @@ fn messages_out(messages: Vec<eraftpb::Message>) -> Vec<Message> {
 
 fn read_ready(state: raft::ReadState) -> ReadReady {
     ReadReady { context: state.request_ctx.into(), index: state.index }
-}
-
-/// The log that was recovered, checked against the checkpoint.
-fn recovered_log(start: Start) -> Result<MemoryLog, Failure> {
-    let Start { mut hard_state, base, entries, applied, conf_state } = start;
-    let last = base.0 + entries.len() as u64;
-    if applied.0 < base.0 || applied.0 > last {
-        return Err(Failure::Refused(format!(
-            "the database has applied entry {}, but the log holds {} to {last}: the log was lost or is another member's; \
-             remove this member from the cluster and add it again",
-            applied.0,
-            base.0 + 1
-        )));
-    }
-    let mut inside = Vec::with_capacity(entries.len());
-    let mut previous = base;
-    for entry in entries {
-        let (index, term) = (entry.index, entry.term);
-        if index != previous.0 + 1 || term < previous.1 || term == 0 {
-            return Err(Failure::Refused(format!("log entry {index} of term {term} follows {previous:?}")));
-        }
-        if index == applied.0 && term != applied.1 {
-            return Err(Failure::Refused(format!(
-                "the database has applied entry {index} of term {}, but the log holds term {term} there",
-                applied.1
-            )));
-        }
-        previous = (index, term);
-        inside.push(convert::entry_in(entry).map_err(|error| Failure::Refused(format!("log entry {index}: {error}")))?);
-    }
-    // Commit alone is not fdatasynced, so the database may be ahead of it (R13).
-    hard_state.commit = hard_state.commit.max(applied.0);
-    if hard_state.commit > last {
-        return Err(Failure::Refused(format!("the log ends at {last}, but {} was committed", hard_state.commit)));
-    }
-    if hard_state.term < previous.1 {
-        // A torn write kept entries of a term and lost the hard state behind them: no vote was given in that term here.
-        hard_state = HardState { term: previous.1, vote: 0, ..hard_state };
-    }
-    let conf_state = convert::conf_state_in(&conf_state)
-        .map_err(|error| Failure::Refused(format!("the database's configuration: {error}")))?;
-    Ok(MemoryLog::new(RaftState::new(convert::hard_state_in(&hard_state), conf_state), base, inside))
 }

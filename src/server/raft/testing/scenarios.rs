@@ -1,11 +1,14 @@
 //! What one cluster does in one situation: elections, reads, transfers, snapshots, lost logs, slow disks and slow applies.
 
 use bytes::Bytes;
+use prost::Message as _;
 
 use super::cluster::Cluster;
 use super::cluster::Disk;
+use super::cluster::Rng;
 use crate::common::ids::MemberId;
 use crate::proto::raft_numbers as numbers;
+use crate::proto::raftpb::ConfChange;
 use crate::proto::raftpb::ConfState;
 use crate::proto::raftpb::Entry;
 use crate::proto::raftpb::HardState;
@@ -296,36 +299,172 @@ fn snapshots_close_together_end_at_the_newest_and_old_reports_are_harmless() {
     }
 }
 
-#[test]
-fn an_election_timeout_waits_for_the_tail_to_be_persisted() {
-    // A removal that leaves this member alone, entries and the order to campaign, all in one batch (R11).
-    let mut cluster = Cluster::new(14, 2);
-    let mut node = cluster.member(1).node.take().unwrap();
-    let change = crate::proto::raftpb::ConfChange { id: 9, r#type: 1, node_id: 2, context: Bytes::new() };
-    let append = |index, entry: Entry| Message {
+fn append(index: u64, log_term: u64, commit: u64, entry: Entry) -> Message {
+    let entries = vec![Entry { term: 2, index: index + 1, ..entry }];
+    Message {
         r#type: numbers::MSG_APP,
         to: 1,
         from: 2,
         term: 2,
         index,
-        log_term: if index == 2 { 1 } else { 2 },
-        commit: index + 1,
-        entries: vec![entry],
+        log_term,
+        commit,
+        entries,
         ..Default::default()
-    };
-    let data = prost::Message::encode_to_vec(&change).into();
-    let removal = Entry { r#type: 1, term: 2, index: 3, data };
-    node.step(Input::Peer(append(2, removal))).unwrap();
-    round(&mut node);
-    let tail = Entry { term: 2, index: 4, ..Default::default() };
-    node.step(Input::Peer(append(3, tail))).unwrap();
-    node.step(Input::ConfChangeApplied { index: 3, change: Some(change) }).unwrap();
-    node.step(Input::Applied(3)).unwrap();
+    }
+}
+
+fn conf_entry(change: &ConfChange) -> Entry {
+    Entry { r#type: numbers::ENTRY_CONF_CHANGE, data: change.encode_to_vec().into(), ..Default::default() }
+}
+
+#[test]
+fn an_election_waits_for_the_tail_to_be_persisted() {
+    // A removal that leaves this member alone, entries and the order to campaign, all in one batch (R11).
     let timeout = Message { r#type: numbers::MSG_TIMEOUT_NOW, to: 1, from: 2, term: 2, ..Default::default() };
-    node.step(Input::Peer(timeout)).unwrap();
-    assert_eq!(node.status().role, Role::Follower);
-    round(&mut node);
-    assert_eq!(node.status().role, Role::Leader);
+    for order in [Input::Peer(timeout), Input::Campaign] {
+        let mut cluster = Cluster::new(14, 2);
+        let mut node = cluster.member(1).node.take().unwrap();
+        let removal = ConfChange { id: 9, r#type: numbers::CONF_REMOVE_NODE, node_id: 2, context: Bytes::new() };
+        node.step(Input::Peer(append(2, 1, 3, conf_entry(&removal)))).unwrap();
+        round(&mut node);
+        node.step(Input::Peer(append(3, 2, 3, Entry::default()))).unwrap();
+        node.step(Input::ConfChangeApplied { index: 3, change: Some(removal) }).unwrap();
+        node.step(Input::Applied(3)).unwrap();
+        node.step(order).unwrap();
+        assert_eq!(node.status().role, Role::Follower);
+        round(&mut node);
+        assert_eq!(node.status().role, Role::Leader);
+    }
+}
+
+#[test]
+fn a_change_that_a_snapshot_overtook_does_not_touch_the_newer_configuration() {
+    for settled in [false, true] {
+        let mut cluster = Cluster::new(17, 3);
+        let mut node = cluster.member(1).node.take().unwrap();
+        let change = ConfChange { id: 9, r#type: numbers::CONF_ADD_LEARNER, node_id: 1, context: Bytes::new() };
+        node.step(Input::Peer(append(3, 1, 4, conf_entry(&change)))).unwrap();
+        round(&mut node);
+        node.step(Input::Peer(snapshot_message(20, 5))).unwrap();
+        if settled {
+            round(&mut node);
+        }
+        node.step(Input::ConfChangeApplied { index: 4, change: Some(change) }).unwrap();
+        round(&mut node);
+        node.step(Input::Applied(20)).unwrap();
+        assert!(!node.is_learner(), "settled {settled}");
+    }
+}
+
+/// Does the rounds and returns the indexes of the snapshots that were sent.
+fn snapshots_sent(node: &mut Node) -> Vec<u64> {
+    let mut sent = Vec::new();
+    while node.has_ready() {
+        let round = node.ready();
+        let messages = round.messages_before.into_iter().chain(round.messages_after);
+        let snapshots = messages.filter_map(|message| message.snapshot?.metadata);
+        sent.extend(snapshots.map(|metadata| metadata.index));
+        node.persisted().unwrap();
+    }
+    sent
+}
+
+#[test]
+fn a_follower_is_sent_only_a_snapshot_that_knows_it_and_was_not_lost() {
+    let mut cluster = Cluster::new(18, 1);
+    for _ in 0..40 {
+        cluster.propose(1);
+    }
+    cluster.calm_tick();
+    cluster.propose_change(1, numbers::CONF_ADD_LEARNER, 2);
+    cluster.calm_tick();
+    cluster.checkpoint(1);
+    cluster.calm_tick();
+    let mut node = cluster.member(1).node.take().unwrap();
+    let (last, term) = (node.status().last_index, node.status().term);
+    let built = |index| {
+        let conf_state = ConfState { voters: vec![1], learners: vec![2], ..Default::default() };
+        let metadata = SnapshotMetadata { conf_state: Some(conf_state), index, term };
+        Input::SnapshotBuilt(Snapshot { data: Bytes::new(), metadata: Some(metadata) })
+    };
+    let answer = |kind, index, reject| {
+        Input::Peer(Message { r#type: kind, to: 1, from: 2, term, index, reject, ..Default::default() })
+    };
+    let asks = |node: &mut Node, input| node.step(input).unwrap().contains(&Effect::BuildSnapshot);
+    // Its log is empty, and the beginning of ours is gone.
+    let mut asked = false;
+    for probe in (0..=last).rev() {
+        asked |= asks(&mut node, answer(numbers::MSG_APP_RESP, probe, true));
+    }
+    assert!(asked && snapshots_sent(&mut node).is_empty());
+    // Built before the member was added: of no use to it, another is asked for.
+    node.step(built(last - 1)).unwrap();
+    assert!(asks(&mut node, answer(numbers::MSG_HEARTBEAT_RESP, 0, false)) && snapshots_sent(&mut node).is_empty());
+    node.step(built(last)).unwrap();
+    node.step(answer(numbers::MSG_HEARTBEAT_RESP, 0, false)).unwrap();
+    assert_eq!(snapshots_sent(&mut node), [last]);
+    // Lost: its image may be gone, so that the next one is a new one, but not at once.
+    node.step(Input::SnapshotReport { member: MemberId(2), delivered: false }).unwrap();
+    let mut ticks = 0;
+    while !asks(&mut node, answer(numbers::MSG_HEARTBEAT_RESP, 0, false)) {
+        assert!(snapshots_sent(&mut node).is_empty());
+        node.step(Input::Tick).unwrap();
+        ticks += 1;
+    }
+    assert!((2..30).contains(&ticks), "{ticks}");
+}
+
+/// Numbers around everything a small log has, and the extremes.
+fn odd_number(rng: &mut Rng) -> u64 {
+    match rng.below(200) {
+        0 => u64::MAX,
+        1 => u64::MAX >> 1,
+        2..6 => 50,
+        other => other as u64 % 9,
+    }
+}
+
+#[test]
+fn random_messages_never_panic() {
+    let mut rng = Rng(99);
+    for run in 0..500 {
+        let mut cluster = Cluster::new(run, 3);
+        cluster.until_leader();
+        for _ in 0..400 {
+            let id = 1 + rng.next() % 3;
+            let mut number = || odd_number(&mut rng);
+            let (index, term) = (number(), number());
+            let conf_state = ConfState { voters: vec![number(), 1, 2], learners: vec![3], ..Default::default() };
+            let metadata = SnapshotMetadata { conf_state: Some(conf_state), index: number(), term: number() };
+            let mut entries =
+                vec![Entry { r#type: number() % 2, term: number(), index: index.wrapping_add(1), data: Bytes::new() }];
+            entries.truncate((number() % 2) as usize);
+            let message = Message {
+                r#type: number() % 20,
+                to: id,
+                from: 1 + number() % 3,
+                term,
+                log_term: number(),
+                index,
+                entries,
+                commit: number(),
+                snapshot: Some(Snapshot { data: Bytes::new(), metadata: Some(metadata) }),
+                reject: number() % 2 == 0,
+                reject_hint: number(),
+                context: Bytes::new(),
+            };
+            // A failure is an answer too (a log that was lost); what must not happen is a panic.
+            let node = cluster.member(id).node.as_mut().unwrap();
+            let _ = node.step(Input::Peer(message));
+            if rng.chance(20) {
+                node.step(Input::Tick).unwrap();
+            }
+            if rng.chance(50) {
+                round(node);
+            }
+        }
+    }
 }
 
 fn start(applied: (u64, u64), hard_state: (u64, u64, u64), entries: &[(u64, u64)]) -> Start {
