@@ -142,9 +142,11 @@ async fn a_dialed_stream_is_flushed_at_once_and_carries_exact_bytes() {
     let mut received = Vec::new();
     let mut read_until = |wanted: &[u8]| {
         let mut chunk = [0; 4096];
+        let started = std::time::Instant::now();
         while !received.windows(wanted.len()).any(|window| window == wanted) {
             let bytes = socket.read(&mut chunk).unwrap();
-            assert!(bytes > 0, "stream ended without {wanted:?}: {received:?}");
+            // Heartbeats keep coming, so the socket's own timeout never strikes.
+            assert!(bytes > 0 && started.elapsed() < PATIENCE, "stream goes without {wanted:?}: {received:?}");
             received.extend_from_slice(&chunk[..bytes]);
         }
         String::from_utf8_lossy(&received).to_lowercase()
