@@ -533,6 +533,7 @@ mod tests {
         assert_eq!(frame_type(&append(8, 0, 8)), FRAME_ENTRIES);
         assert_eq!(frame_type(&Message { term: 3, ..append(8, 1, 8) }), FRAME_MESSAGE);
         assert_eq!(frame_type(&Message { from: M1.0, ..append(9, 1, 8) }), FRAME_MESSAGE);
+        assert_eq!(frame_type(&Message { log_term: 1, ..append(10, 1, 8) }), FRAME_MESSAGE);
     }
 
     #[test]
