@@ -25,6 +25,9 @@ use crate::server::mvcc::store::record_bytes;
 use crate::server::mvcc::view::Published;
 use crate::server::mvcc::view::damaged;
 
+/// Larger revisions and versions in a file are damage: counting on from them would overflow.
+const NUMBER_MAX: i64 = i64::MAX / 2;
+
 /// A header, reduced to what the index keeps.
 struct Row {
     key: Bytes,
@@ -82,13 +85,13 @@ fn row_of(header: Header, previous: Option<Revision>) -> Result<Row, Failure> {
     if previous.is_some_and(|previous| previous >= revision) {
         return bad("is not in order");
     }
-    if revision.main < 0 || !(0..=SUB_MAX).contains(&revision.sub) {
+    if !(0..=NUMBER_MAX).contains(&revision.main) || !(0..=SUB_MAX).contains(&revision.sub) {
         return bad("is out of range");
     }
     let mark = if header.tombstone {
         Mark::tombstone(revision, header.hashed_bytes)
     } else {
-        if header.version < 1 || !(0..=revision.main).contains(&header.create_revision) {
+        if !(1..=NUMBER_MAX).contains(&header.version) || !(0..=revision.main).contains(&header.create_revision) {
             return bad("has an impossible version or create revision");
         }
         Mark::put(revision, header.create_revision, header.version, header.lease != 0, header.hashed_bytes)
@@ -117,7 +120,7 @@ fn group(rows: &[Row]) -> (Vec<Entry>, Vec<(Bytes, i64)>) {
 fn mark_of_compaction(buckets: &Buckets, name: &'static str) -> Result<i64, Failure> {
     let Some(bytes) = buckets.get(&(Bucket::Meta, Bytes::from_static(name.as_bytes()))) else { return Ok(-1) };
     match Revision::from_storage_key(bytes) {
-        Some((revision, false)) => Ok(revision.main),
+        Some((revision, false)) if (0..=NUMBER_MAX).contains(&revision.main) => Ok(revision.main),
         _ => Err(Failure::damaged(Path::new("the key-value store"), format!("{name} is not a revision"))),
     }
 }

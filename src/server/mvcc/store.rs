@@ -37,7 +37,7 @@ pub const FIRST_REVISION: i64 = 1;
 pub struct Changes {
     /// New records in revision order.
     pub records: Vec<Record>,
-    /// Stored records (of this or earlier changes) that a compaction superseded.
+    /// Records of earlier changes that a compaction superseded.
     pub removed: Vec<Revision>,
     /// Pairs of bucket meta.
     pub pairs: Vec<(Bucket, Bytes, Option<Bytes>)>,
@@ -117,7 +117,8 @@ impl Store {
 
     /// Shows everything committed to readers. Called once for a batch of entries.
     pub fn publish(&mut self) {
-        self.live().publish(self.next);
+        // Dropped behind this line, not while readers wait for the lock.
+        let _old = self.live().publish(self.next);
     }
 
     /// Records of main revisions `first..=last`, ascending, as far as they are in memory: the events of a batch that
@@ -153,7 +154,8 @@ impl Store {
     /// The tables now hold every record up to `up_to` that is not removed; memory lets go of most of them.
     pub fn flushed(&mut self, tables: Arc<dyn Tables>, up_to: Revision) {
         assert!(up_to <= self.taken, "flushed up to {up_to}, but only {} was taken", self.taken);
-        self.live().stored(tables, up_to);
+        // As above: closing tables takes its time.
+        let _old = self.live().stored(tables, up_to);
     }
 
     /// Adds a written record to the counts.

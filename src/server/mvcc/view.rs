@@ -273,17 +273,18 @@ impl Live {
         Live { index, ring: RingWriter::default(), tables, published, cached: None }
     }
 
-    /// Lets readers see all that was written; their next View is a new one.
-    pub fn publish(&mut self, published: Published) {
+    /// Lets readers see all that was written; their next View is a new one. The old one is handed out, to be dropped
+    /// without the lock.
+    pub fn publish(&mut self, published: Published) -> Option<Arc<View>> {
         self.published = published;
-        self.cached = None;
+        self.cached.take()
     }
 
     /// Readers go on with the same revision, but in these tables and what is left of the ring.
-    pub fn stored(&mut self, tables: Arc<dyn Tables>, up_to: Revision) {
-        self.tables = tables;
+    pub fn stored(&mut self, tables: Arc<dyn Tables>, up_to: Revision) -> (Arc<dyn Tables>, Option<Arc<View>>) {
+        let old = std::mem::replace(&mut self.tables, tables);
         self.ring.trim(up_to, KEPT_BYTES_MAX);
-        self.cached = None;
+        (old, self.cached.take())
     }
 
     fn view(&mut self) -> Arc<View> {

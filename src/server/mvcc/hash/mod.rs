@@ -120,7 +120,7 @@ pub struct HashJob {
 #[derive(Default)]
 struct Kept {
     revisions: Vec<Revision>,
-    /// Whether the whole set is empty. Then nothing is left out.
+    /// Whether the whole set is empty.
     is_empty: bool,
 }
 
@@ -227,8 +227,9 @@ impl HashJob {
             return false;
         }
         match self.kept.is_empty {
-            // What a compaction has removed may still be on its way out of the tables.
-            true => view.index().names(&header.key, revision),
+            // All that is stored counts, and members must agree on what that is: what a finished compaction leaves,
+            // however far this member's has come.
+            true => view.index().get(&header.key, self.compact_revision).is_some_and(|m| m.revision() == revision),
             false => self.kept.revisions.binary_search(&revision).is_ok(),
         }
     }

@@ -58,7 +58,8 @@ impl Index {
 
     /// Gives the key's latest mark to `change` and adds the mark it answers, which is newer than all others.
     pub fn change(&mut self, key: &[u8], mut change: impl FnMut(Option<&Mark>) -> Option<Mark>) {
-        if let Some(split) = Arc::make_mut(&mut self.root).change(key, &mut change) {
+        let changed = Arc::make_mut(&mut self.root).change(key, &mut change);
+        if let Some(split) = changed.split {
             Node::grow(&mut self.root, split);
         }
     }

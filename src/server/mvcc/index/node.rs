@@ -47,6 +47,17 @@ pub struct Summary {
     pub newest: i64,
 }
 
+/// What a change did below a node.
+#[derive(Debug, Default)]
+pub struct Changed {
+    /// The new right half, if the node split.
+    pub split: Option<Slot>,
+    /// By how much the number of live keys grew.
+    live: isize,
+    /// The main revision added, 0 if nothing was.
+    newest: i64,
+}
+
 impl Summary {
     fn add(self, other: Summary) -> Summary {
         Summary { live: self.live + other.live, newest: self.newest.max(other.newest) }
@@ -92,19 +103,26 @@ impl Node {
         }
     }
 
-    /// Gives the key's latest mark to `change` and adds the mark it answers. Returns the new half if the node split.
-    pub fn change(&mut self, key: &[u8], change: &mut dyn FnMut(Option<&Mark>) -> Option<Mark>) -> Option<Slot> {
+    /// Gives the key's latest mark to `change` and adds the mark it answers.
+    pub fn change(&mut self, key: &[u8], change: &mut dyn FnMut(Option<&Mark>) -> Option<Mark>) -> Changed {
         match self {
             Node::Leaf(entries) => change_leaf(entries, key, change),
             Node::Inner(slots) => {
                 let at = slot_of(slots, key);
                 let slot = &mut slots[at];
-                let split = Arc::make_mut(&mut slot.child).change(key, change);
-                slot.summary = slot.child.summary();
+                let Changed { split, live, newest } = Arc::make_mut(&mut slot.child).change(key, change);
                 if key < slot.first.as_ref() {
                     slot.first = slot.child.first_key();
                 }
-                insert_slot(slots, at + 1, split?)
+                let Some(right) = split else {
+                    // Not summed up again: that would read the whole child.
+                    slot.summary.live = slot.summary.live.saturating_add_signed(live);
+                    slot.summary.newest = slot.summary.newest.max(newest);
+                    return Changed { split: None, live, newest };
+                };
+                slot.summary = slot.child.summary();
+                let split = insert(slots, at + 1, right).map(|right| Slot::new(Node::Inner(right)));
+                Changed { split, live, newest }
             }
         }
     }
@@ -240,27 +258,20 @@ fn slot_of(slots: &[Slot], key: &[u8]) -> usize {
     slots.partition_point(|slot| slot.first.as_ref() <= key).saturating_sub(1)
 }
 
-fn change_leaf(
-    entries: &mut Vec<Entry>,
-    key: &[u8],
-    change: &mut dyn FnMut(Option<&Mark>) -> Option<Mark>,
-) -> Option<Slot> {
-    match position(entries, key) {
+fn change_leaf(entries: &mut Vec<Entry>, key: &[u8], change: &mut dyn FnMut(Option<&Mark>) -> Option<Mark>) -> Changed {
+    let found = position(entries, key);
+    let old = found.ok().map(|at| *entries[at].newest());
+    let Some(mark) = change(old.as_ref()) else { return Changed::default() };
+    let split = match found {
         Ok(at) => {
-            let mark = change(Some(entries[at].newest()))?;
             entries[at].push(mark);
             None
         }
-        Err(at) => {
-            let mark = change(None)?;
-            let entry = Entry::new(Arc::from(key), mark);
-            insert(entries, at, entry).map(|right| Slot::new(Node::Leaf(right)))
-        }
-    }
-}
-
-fn insert_slot(slots: &mut Vec<Slot>, at: usize, slot: Slot) -> Option<Slot> {
-    insert(slots, at, slot).map(|right| Slot::new(Node::Inner(right)))
+        Err(at) => insert(entries, at, Entry::new(Arc::from(key), mark)),
+    };
+    let was_live = old.is_some_and(|old| !old.is_tombstone());
+    let live = isize::from(!mark.is_tombstone()) - isize::from(was_live);
+    Changed { split: split.map(|right| Slot::new(Node::Leaf(right))), live, newest: mark.main }
 }
 
 /// Inserts, and returns the right half if the node was full. Appending to a full node starts a new one, so that

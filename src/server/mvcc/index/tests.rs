@@ -84,6 +84,9 @@ fn random_changes_agree_with_a_plain_map() {
                 0..=6 => put(&mut index, &mut model, &key, main),
                 _ => delete(&mut index, &mut model, &key, main),
             }
+            if dice.one_in(200) {
+                index.check();
+            }
             if dice.one_in(400) {
                 compacted = dice.between(compacted, main);
                 compact(&mut index, &mut model, compacted);

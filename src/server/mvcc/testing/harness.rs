@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::common::revision::Revision;
 use crate::server::checkpoint::Buckets;
 use crate::server::mvcc::store::Changes;
 use crate::server::mvcc::store::Store;
@@ -26,7 +27,11 @@ impl Default for Harness {
 impl Harness {
     /// Hands the changes to the flusher, which takes its time.
     pub fn take(&mut self) {
+        let before = self.in_flight.last().map(|changes| changes.up_to);
         let changes = self.store.take_changes();
+        let is_new = |revision: &Revision| changes.records.iter().any(|record| record.revision == *revision);
+        assert!(!changes.removed.iter().any(is_new), "a record that came and went is not written at all");
+        assert!(before.is_none_or(|before| changes.records.iter().all(|record| record.revision > before)));
         self.in_flight.push(changes);
     }
 

@@ -75,6 +75,15 @@ fn reader(views: &Views, seed: u64, stop: &AtomicBool) -> u64 {
     reads
 }
 
+/// Readers stop also when the writer panics.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn nothing_that_a_view_names_is_ever_missing() {
     let mut harness = Harness::default();
@@ -85,6 +94,7 @@ fn nothing_that_a_view_names_is_ever_missing() {
         let spawn = |seed| scope.spawn(move || reader(views, seed, stopping));
         let readers: Vec<_> = (0..READERS).map(spawn).collect();
         let mut dice = Dice::new(99);
+        let stop_on_drop = StopOnDrop(&stop);
         for _ in 0..ROUNDS {
             let value = Bytes::from((harness.store.revision() + 1).to_string());
             let mut txn = harness.store.begin();
@@ -107,7 +117,7 @@ fn nothing_that_a_view_names_is_ever_missing() {
                 _ => harness.store.publish(),
             }
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stop_on_drop);
         for reader in readers {
             assert!(reader.join().unwrap() > 0);
         }

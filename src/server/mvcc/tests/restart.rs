@@ -82,6 +82,17 @@ fn the_revision_never_goes_back() {
     }
 }
 
+#[test]
+fn marks_of_compactions_count_as_revisions() {
+    for (name, scheduled_only) in [(SCHEDULED, true), (FINISHED, false)] {
+        let key = (Bucket::Meta, Bytes::from_static(name.as_bytes()));
+        let mark = Bytes::copy_from_slice(&Revision::new(10, 0).storage_key());
+        let store = Store::restore(Arc::new(MemoryTables::default()), &Buckets::from([(key, mark)])).unwrap();
+        assert_eq!((store.revision(), store.compact_revision()), (10, 10), "{name}");
+        assert_eq!(store.is_compacting(), scheduled_only);
+    }
+}
+
 /// kine 61: everything but the newest live revision of a key may go.
 #[test]
 fn compacting_everything_keeps_live_keys() {
@@ -150,7 +161,14 @@ fn contradicting_headers_are_damage() {
         tombstone: false,
         kv: KeyValue { key: "k".into(), version, create_revision, mod_revision: main, ..KeyValue::default() },
     };
-    for bad in [record(5, 0, 0, 2), record(5, 0, 1, 6), record(5, 0, 1, -1), record(5, 1 << 31, 1, 5)] {
+    for bad in [
+        record(i64::MAX, 0, 1, 2),
+        record(5, 0, i64::MAX, 2),
+        record(5, 0, 0, 2),
+        record(5, 0, 1, 6),
+        record(5, 0, 1, -1),
+        record(5, 1 << 31, 1, 5),
+    ] {
         let tables = MemoryTables::default().with(&[record(2, 0, 1, 2), bad], &[]);
         assert!(matches!(Store::restore(Arc::new(tables), &Buckets::new()), Err(Failure::Damaged { .. })));
     }
