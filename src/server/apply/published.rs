@@ -33,6 +33,11 @@ impl Published {
         self.views.load().current()
     }
 
+    /// The store's views, for HashKV and its cache. Not to be kept: a snapshot replaces them.
+    pub fn views(&self) -> Arc<Views> {
+        self.views.load_full()
+    }
+
     /// The store was replaced.
     pub fn set_views(&self, views: Views) {
         self.views.store(Arc::new(views));
