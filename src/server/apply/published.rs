@@ -33,7 +33,7 @@ impl Published {
         self.views.load().current()
     }
 
-    /// Where views come from now: what a hash needs, which takes several.
+    /// The store's views, for HashKV and its cache. Not to be kept: a snapshot replaces them.
     pub fn views(&self) -> Arc<Views> {
         self.views.load_full()
     }
