@@ -171,6 +171,10 @@ impl Backend for MemberBackend {
         Arc::new(ViewSnapshot { view: self.published.view(), queue: self.queue.clone() })
     }
 
+    fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Answer> {
+        read::range_now(&self.published.views(), request).map_err(|error| stop_or_answer(&self.queue, error))
+    }
+
     async fn check_quota(&self, cost: u64) -> Result<(), Answer> {
         self.proposer.check_space(cost).await
     }
