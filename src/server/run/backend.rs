@@ -69,14 +69,17 @@ struct ViewSnapshot {
 }
 
 impl MemberBackend {
-    async fn write<T>(
+    fn write<T>(
         &self,
         request: InternalRaftRequest,
-        expect: impl FnOnce(Reply) -> Option<T>,
-    ) -> Result<T, Answer> {
-        let reply = self.proposer.propose(request).await?;
-        // Apply answers each kind of request with its own kind of reply.
-        expect(reply).ok_or_else(|| Answer::Other("etcdserver: unexpected reply".to_owned()))
+        expect: impl FnOnce(Reply) -> Option<T> + Send,
+    ) -> impl Future<Output = Result<T, Answer>> + Send {
+        let proposed = self.proposer.propose(request);
+        async move {
+            let reply = proposed.await?;
+            // Apply answers each kind of request with its own kind of reply.
+            expect(reply).ok_or_else(|| Answer::Other("etcdserver: unexpected reply".to_owned()))
+        }
     }
 }
 
