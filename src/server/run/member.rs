@@ -143,10 +143,10 @@ impl Member {
         let desk = Arc::new(Desk::new(applied.index, DeskMetrics::register(&registry)));
         let queue = ApplyHandle::new(desk.clone(), ends.on_failure());
         let raft = Arc::new(Raft::default());
-        let flusher = start_flusher(checkpoint, &registry, &queue, &raft)?;
         let snapshot_metrics = SnapshotMetrics::register(&registry);
         let images = Arc::new(Images::new(&storage.directories.snap, snapshot_metrics.clone()));
         let installer = Arc::new(Installer::new(&storage.directories.snap, applied.index, snapshot_metrics));
+        let flusher = start_flusher(checkpoint, &registry, &queue, &raft, &installer)?;
         let cluster_handle = ClusterHandle::new(cluster, local);
         let views = machine.store().views();
         let published = Published::new(cluster_handle, AlarmsHandle::default(), space, views);
@@ -179,6 +179,7 @@ impl Member {
             database: storage.database(),
             queue: OnceLock::from(queue.clone()),
         }));
+        let apply_metrics = ApplyMetrics::register(&registry);
         let apply_thread = apply::thread::start(
             machine,
             queue.clone(),
@@ -189,7 +190,7 @@ impl Member {
                 peers: Arc::new(PeerList { peers: peers.clone(), local }),
                 events: None,
                 published: published.clone(),
-                metrics: ApplyMetrics::register(&registry),
+                metrics: apply_metrics.clone(),
                 stopwatch: Box::new(move || epoch.elapsed()),
                 slow_after: config.warning_apply,
                 compaction: CompactionPace {
@@ -256,6 +257,7 @@ impl Member {
             published: published.clone(),
             queue: queue.clone(),
             flusher: flusher.clone(),
+            ranges: apply_metrics.ranges,
         });
         let facts = Facts { backend: backend.clone(), published: published.clone(), reader: reader.clone() };
         let peer_listener = PeerListener::start(&peers, Arc::new(facts), sockets.peer)
@@ -366,9 +368,12 @@ fn start_flusher(
     registry: &Registry,
     queue: &ApplyHandle,
     raft: &Arc<Raft>,
+    installer: &Arc<Installer>,
 ) -> Result<Arc<Flusher>, Failure> {
-    let (stored_queue, failed_queue, raft) = (queue.clone(), queue.clone(), raft.clone());
+    let (stored_queue, failed_queue, raft, installer) = (queue.clone(), queue.clone(), raft.clone(), installer.clone());
     let on_stored = move |stored: Stored| {
+        // Images that raft did not want are removed once they are overtaken.
+        installer.applied(stored.applied.index);
         if let Some(raft) = raft.handle() {
             raft.checkpointed(stored.applied.index, stored.applied.term, stored.applied.conf_state);
         }
