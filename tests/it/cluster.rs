@@ -51,7 +51,7 @@ pub struct Member {
 /// A cluster on 127.0.0.1 with its files in one temporary directory.
 pub struct Cluster {
     pub members: Vec<Member>,
-    pub dir: TempDir,
+    _dir: TempDir,
 }
 
 impl Cluster {
@@ -104,7 +104,7 @@ impl Cluster {
                 Member { name, client_port, peer_port, data_dir, program: program.clone(), args, log, child: None }
             })
             .collect();
-        Cluster { members, dir }
+        Cluster { members, _dir: dir }
     }
 
     /// Waits until every running member serves a linearizable read.
@@ -112,12 +112,6 @@ impl Cluster {
         for member in self.members.iter().filter(|member| member.is_running()) {
             member.wait_ready().await;
         }
-    }
-
-    /// All client endpoints, comma separated, as `--endpoints` takes them.
-    pub fn endpoints(&self) -> String {
-        let endpoints: Vec<String> = self.members.iter().map(Member::endpoint).collect();
-        endpoints.join(",")
     }
 
     /// The position of the running member that says that it leads, once all running members agree on it.
@@ -196,12 +190,6 @@ impl Member {
     /// Adds words to the command line of later starts.
     pub fn add_args(&mut self, words: &[&str]) {
         self.args.extend(words.iter().map(|word| word.to_string()));
-    }
-
-    /// Puts the other program in this member's place from the next start on.
-    pub fn set_arg(&mut self, flag: &str, value: &str) {
-        let at = self.args.iter().position(|word| word == flag).unwrap_or_else(|| panic!("{flag} is not set"));
-        self.args[at + 1] = value.to_owned();
     }
 
     pub fn is_running(&self) -> bool {

@@ -41,7 +41,6 @@ use crate::server::checkpoint::flusher::Flusher;
 use crate::server::checkpoint::flusher::Stored;
 use crate::server::checkpoint::metrics::CheckpointMetrics;
 use crate::server::cluster::handle::ClusterHandle;
-use crate::server::config::AutoCompaction;
 use crate::server::config::Config;
 use crate::server::duties::compactor;
 use crate::server::duties::nospace;
@@ -129,7 +128,6 @@ impl Member {
         config: &Config,
         storage: Storage,
         restored: Restored,
-        space: Space,
         founders: Vec<Founder>,
         sockets: Sockets,
         ends: &Ends,
@@ -140,6 +138,7 @@ impl Member {
         let epoch = Instant::now();
         wal.measure(WalMetrics::register(&registry), Box::new(move || epoch.elapsed()));
         let applied = machine.applied().clone();
+        let space = machine.config().space.clone();
         let desk = Arc::new(Desk::new(applied.index, DeskMetrics::register(&registry)));
         let queue = ApplyHandle::new(desk.clone(), ends.on_failure());
         let raft = Arc::new(Raft::default());
@@ -279,7 +278,7 @@ impl Member {
             versions,
             version::CHECK_INTERVAL,
         ));
-        if let Some(mode) = auto_compaction(config.auto_compaction) {
+        if let Some(mode) = config.auto_compaction {
             tasks.spawn(compactor::run(mode, proposer, reader, desk.clone()));
         }
         config.features.register(&registry);
@@ -406,14 +405,6 @@ fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
         connections_max: connections_max().map_err(Failure::Refused)?,
         extensive_metrics: config.extensive_metrics,
     })
-}
-
-fn auto_compaction(setting: AutoCompaction) -> Option<compactor::AutoCompaction> {
-    match setting {
-        AutoCompaction::Off => None,
-        AutoCompaction::Periodic(period) => Some(compactor::AutoCompaction::Periodic(period)),
-        AutoCompaction::Revision(revisions) => Some(compactor::AutoCompaction::Revision(revisions)),
-    }
 }
 
 fn unix_millis() -> u64 {

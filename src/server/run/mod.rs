@@ -102,9 +102,7 @@ async fn serve(config: &Config) -> Result<Stop, StartError> {
     if let Some((identity, founder)) = &identity {
         storage.create_log(identity, *founder)?;
     }
-    let machine_config = machine_config(config);
-    let space = machine_config.space.clone();
-    let restored = storage.restore(machine_config)?;
+    let restored = storage.restore(machine_config(config))?;
     tracing::info!(
         member = %restored.local,
         cluster = %restored.cluster,
@@ -114,7 +112,7 @@ async fn serve(config: &Config) -> Result<Stop, StartError> {
     );
     let ends = Ends::default();
     let founders = identity.map(|(identity, _)| identity.members).unwrap_or_default();
-    let member = Member::start(config, storage, restored, space, founders, sockets, &ends, new_registry())?;
+    let member = Member::start(config, storage, restored, founders, sockets, &ends, new_registry())?;
     let ready = async {
         member.ready().await;
         tracing::info!(name = config.name, "ready to serve client requests");
