@@ -146,9 +146,9 @@ impl Cluster {
                 seen.push((revision, HashKvResponse { header: None, ..hash }));
             }
             let same = seen.windows(2).all(|pair| pair[0] == pair[1]);
-            match seen.into_iter().next() {
-                Some((_, first)) if same => Ok(first),
-                other => Err(self.logs(&format!("first is {other:?}"))),
+            match seen.first() {
+                Some((_, first)) if same => Ok(*first),
+                _ => Err(self.logs(&format!("{seen:#?}"))),
             }
         })
         .await
@@ -161,6 +161,16 @@ impl Cluster {
             text.push_str(&format!("\n--- {} ---\n{}", member.name, tail(&member.log_text(), 12)));
         }
         text
+    }
+}
+
+/// A failed test leaves its files for whoever looks for the cause.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.dir.disable_cleanup(true);
+            eprintln!("the files are in {}", self.dir.path().display());
+        }
     }
 }
 
@@ -215,6 +225,12 @@ impl Member {
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.pid()).expect("pids fit"));
         nix::sys::signal::kill(pid, signal).unwrap_or_else(|error| panic!("cannot signal {}: {error}", self.name));
+    }
+
+    /// How the process ended, if it has; it counts as running until `wait_exit`.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let child = self.child.as_mut()?;
+        child.try_wait().unwrap_or_else(|error| panic!("cannot look after {}: {error}", self.name))
     }
 
     /// Waits until the process has ended by itself.
