@@ -292,11 +292,9 @@ impl Member {
     }
 
     pub async fn wait_ready(&self) {
-        eventually(&format!("{} to serve", self.name), async || {
-            match self.get("ready").await {
-                Ok(_) => Ok(()),
-                Err(status) => Err(format!("{status}\n{}", tail(&self.log_text(), 20))),
-            }
+        eventually(&format!("{} to serve", self.name), async || match self.get("ready").await {
+            Ok(_) => Ok(()),
+            Err(status) => Err(format!("{status}\n{}", tail(&self.log_text(), 20))),
         })
         .await;
     }
