@@ -1,4 +1,31 @@
-//! Quorate: etcd, etcdctl, etcdutl and goreman in one binary.
+//! Quorate: etcd, etcdctl and goreman in one binary.
+//!
+//! # Life of a request
+//!
+//! ```text
+//!  client ─gRPC─▶ server/api ──▶ server/propose ──▶ raft thread ──▶ WAL (fdatasync) ──▶ peers
+//!                   ▲                 │                │
+//!                   │                 │                ▼ committed entries, in order
+//!                   │  outcome by id  │           apply thread ──▶ mvcc · lease · cluster · alarms (memory)
+//!                   └─────────────────┴────────────    └──▶ flusher ──▶ redb, in the background
+//!
+//!  reads: api ──▶ server/read (one ReadIndex for all who wait) ──▶ View: index + ring + tables ──▶ response
+//! ```
+//!
+//! # Code map
+//!
+//! * [`program`]: which program the binary is this time; `main.rs` is nothing but a call of it.
+//! * [`server`]: one member. `run` puts it together; `api` is what clients see, `peer` what members see; `raft` orders,
+//!   `apply` carries out, `mvcc` remembers, `checkpoint` and `snapshot` are its files; `duties` is what it does unasked.
+//! * [`client`] and [`ctl`]: what speaks to a member, and the command line on top.
+//! * [`supervisor`]: Procfile stacks.
+//! * [`disk`]: durable files, real and simulated. [`common`]: ids, revisions, errors, versions. [`proto`]: messages.
+//!
+//! # Invariants
+//!
+//! An acknowledged write was fdatasynced by a quorum and applied here. Members apply the same log to the same bytes:
+//! equal HashKV at equal revisions. Nothing waits for the database file but the flusher. What a client, a peer or a file
+//! says is checked and answered, never asserted; the first disk error ends the process.
 
 pub mod client;
 pub mod common;

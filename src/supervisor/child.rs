@@ -53,9 +53,13 @@ pub struct Event {
 pub fn spawn(launch: Launch, output: Output, events: mpsc::UnboundedSender<Event>) -> io::Result<Pid> {
     let (reader, writer) = io::pipe()?;
     let mut command = Command::new("/bin/sh");
+    let line = match launch.manner {
+        Manner::Original => launch.command.clone(),
+        Manner::Native => elide_shell(&launch.command, search_path(&launch.environment)),
+    };
     command
         .arg("-c")
-        .arg(&launch.command)
+        .arg(line)
         .envs(launch.environment.iter().map(|(key, value)| (key, value)))
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
@@ -84,6 +88,23 @@ pub fn spawn(launch: Launch, output: Output, events: mpsc::UnboundedSender<Event
         report(Input::Emptied);
     });
     Ok(group)
+}
+
+fn search_path(environment: &[(String, String)]) -> &str {
+    environment.iter().find(|(key, _)| key == "PATH").map_or("", |(_, value)| value.as_str())
+}
+
+/// Lets a shell that has one program to run become that program: then its pid, its signals and its end are the program's
+/// own (supervisor.md 5.4). Anything that is more than one command with its words is left to the shell.
+fn elide_shell(command: &str, path: &str) -> String {
+    const MORE_THAN_WORDS: &[char] = &['|', '&', ';', '<', '>', '(', ')', '`', '\n', '#', '\\'];
+    let first = command.split_whitespace().next().unwrap_or_default();
+    let plain = first.chars().all(|letter| letter.is_ascii_alphanumeric() || "_-./+".contains(letter));
+    let program = first.contains('/') || path.split(':').any(|dir| std::path::Path::new(dir).join(first).is_file());
+    if first.is_empty() || !plain || !program || command.contains(MORE_THAN_WORDS) {
+        return command.to_owned();
+    }
+    format!("exec {command}")
 }
 
 /// Resolves when nobody of the group is left and the output has had time to drain.
@@ -150,4 +171,26 @@ async fn read_lines(mut reader: pipe::Receiver, prefix: Prefix, manner: Manner, 
 /// The local time of day, as lines show it.
 pub fn clock() -> String {
     chrono::Local::now().format("%H:%M:%S").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_single_program_takes_the_shells_place() {
+        let check = |command: &str, elided: bool| {
+            let expected = if elided { format!("exec {command}") } else { command.to_owned() };
+            assert_eq!(elide_shell(command, "/nowhere:/bin"), expected);
+        };
+        check("sleep 5", true);
+        check("/opt/etcd --name 'a b' --port $PORT", true);
+        check("bin/etcd --name x", true);
+        check("VAR=x sleep 5", false);
+        check("sleep 5 && sleep 6", false);
+        check("sleep 5 > log", false);
+        check("trap x INT", false);
+        check("exit 3", false);
+        check("", false);
+    }
 }

@@ -101,11 +101,13 @@ pub struct Process {
     greeting: Option<String>,
     /// How it last ended.
     pub last_exit: Option<Exit>,
+    /// Its last end, if it ended, was by itself and a bad one. A new start is a new chance.
+    pub failed: bool,
 }
 
 impl Process {
     pub fn new(name: String, greeting: Option<String>) -> Process {
-        Process { name, generation: 0, state: State::Stopped, greeting, last_exit: None }
+        Process { name, generation: 0, state: State::Stopped, greeting, last_exit: None, failed: false }
     }
 
     pub fn state(&self) -> State {
@@ -150,6 +152,7 @@ impl Process {
 
     fn begin(&mut self) -> Vec<Effect> {
         self.generation += 1;
+        self.failed = false;
         self.state = State::Starting;
         let greeting = self.greeting.clone().map(Effect::Say);
         greeting.into_iter().chain([Effect::Spawn]).collect()
@@ -169,6 +172,7 @@ impl Process {
     fn refuse(&mut self, why: String) -> Vec<Effect> {
         self.state = State::Stopped;
         self.last_exit = None;
+        self.failed = true;
         vec![Effect::Say(format!("Failed to start {}: {why}", self.name)), Effect::Failed(why)]
     }
 
@@ -177,6 +181,7 @@ impl Process {
         self.last_exit = Some(exit);
         let mut effects = vec![Effect::Say(format!("Terminating {}", self.name))];
         if by_itself && !exit.is_success() {
+            self.failed = true;
             effects.push(Effect::Failed(exit.to_string()));
         }
         effects
@@ -257,6 +262,17 @@ mod tests {
     }
 
     #[test]
+    fn a_new_start_forgets_the_failure_before() {
+        let mut process = started();
+        for input in [Input::Spawned, Input::LeaderExited(Exit::Signal(9)), Input::Emptied] {
+            process.step(1, input);
+        }
+        assert!(process.failed);
+        process.step(1, Input::Start);
+        assert!(!process.failed);
+    }
+
+    #[test]
     fn events_of_an_earlier_start_change_nothing() {
         let mut process = started();
         process.step(1, Input::Spawned);
@@ -267,6 +283,7 @@ mod tests {
         assert!(process.step(1, Input::LeaderExited(Exit::Code(1))).is_empty());
         assert!(process.step(1, Input::Emptied).is_empty());
         assert_eq!(process.state(), State::Running);
+        assert!(!process.failed);
         assert!(process.step(2, Input::Start).is_empty(), "starting a running process is nothing");
     }
 }

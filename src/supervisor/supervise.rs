@@ -61,7 +61,7 @@ impl Slot {
 pub struct Ended {
     /// Words of the failure that ended everything (`-exit-on-error`).
     pub fatal: Option<String>,
-    /// Some process ended by itself and badly.
+    /// Some process ended by itself and badly, and was not started again.
     pub failures: bool,
     /// Our output broke: nobody reads us any more.
     pub deaf: bool,
@@ -134,7 +134,8 @@ impl Supervisor {
             self.advance();
         }
         self.guardian.finish();
-        Ok(self.ended)
+        let failures = self.slots.iter().any(|slot| slot.process.failed);
+        Ok(Ended { failures, ..self.ended })
     }
 
     fn is_over(&self) -> bool {
@@ -213,7 +214,6 @@ impl Supervisor {
     }
 
     fn note_failure(&mut self, words: String) {
-        self.ended.failures = true;
         if self.rules.exit_on_error && !self.ending {
             self.ended.fatal = Some(words);
             self.end(Signal::SIGINT);

@@ -1,6 +1,8 @@
 //! Snapshots written by real etcd 3.6.14 and 3.7.1: our reader gives their contents and their hashes, and what we write
 //! the real etcdutl reads.
 
+use std::io::Seek;
+use std::io::SeekFrom;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -118,6 +120,7 @@ fn what_we_write_the_real_etcdutl_reads() {
         let mut image = write_image(&frozen, dir.path(), Bytes::new()).expect("an image");
         let path = dir.path().join("ours.db");
         let mut copy = std::fs::File::create(&path).expect("a file");
+        image.file.seek(SeekFrom::Start(0)).expect("the beginning");
         std::io::copy(&mut image.file, &mut copy).expect("copied");
         let output = Command::new(&real.etcdutl)
             .args(["snapshot", "status", "-w", "json"])

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::IntCounter;
+
 use crate::common::answer::Answer;
 use crate::common::failure::Failure;
 use crate::proto::etcdserverpb;
@@ -60,12 +62,15 @@ pub struct MemberBackend {
     pub published: Published,
     pub queue: ApplyHandle,
     pub flusher: Arc<Flusher>,
+    /// Reads that do not come through the log.
+    pub ranges: IntCounter,
 }
 
 /// A view with the way to say that the node cannot go on.
 struct ViewSnapshot {
     view: Arc<View>,
     queue: ApplyHandle,
+    ranges: IntCounter,
 }
 
 impl MemberBackend {
@@ -89,6 +94,7 @@ impl Snapshot for ViewSnapshot {
     }
 
     fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Answer> {
+        self.ranges.inc();
         read::range(self.view.as_ref(), request).map_err(|error| stop_or_answer(&self.queue, error))
     }
 
@@ -171,7 +177,8 @@ impl Backend for MemberBackend {
     }
 
     fn snapshot(&self) -> Arc<dyn Snapshot> {
-        Arc::new(ViewSnapshot { view: self.published.view(), queue: self.queue.clone() })
+        let (view, queue, ranges) = (self.published.view(), self.queue.clone(), self.ranges.clone());
+        Arc::new(ViewSnapshot { view, queue, ranges })
     }
 
     fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Answer> {
