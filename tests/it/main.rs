@@ -3,6 +3,7 @@
 mod bad_input;
 mod cluster;
 mod cluster_faults;
+mod contract;
 mod differential;
 mod differential_gen;
 mod fixtures;
