@@ -10,6 +10,7 @@ mod fixtures;
 mod history;
 mod mixed;
 mod oracle;
+mod relay;
 mod supervisor;
 mod support;
 mod tidy;
