@@ -192,6 +192,14 @@ impl Member {
         self.args.extend(words.iter().map(|word| word.to_string()));
     }
 
+    /// Puts another program with another data directory in this member's place from the next start on.
+    pub fn replace(&mut self, program: Program, data_dir: PathBuf) {
+        let at = self.args.iter().position(|word| word == "--data-dir").expect("every member has one");
+        self.args[at + 1] = data_dir.to_str().expect("temporary paths are UTF-8").to_owned();
+        self.data_dir = data_dir;
+        self.program = program;
+    }
+
     pub fn is_running(&self) -> bool {
         self.child.is_some()
     }

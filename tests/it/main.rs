@@ -12,3 +12,4 @@ mod supervisor;
 mod support;
 mod tidy;
 mod transcripts;
+mod wal_interop;
