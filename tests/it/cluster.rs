@@ -240,6 +240,20 @@ impl Member {
         self.args = vec!["--config-file".to_owned(), path.to_str().expect("temporary paths are UTF-8").to_owned()];
     }
 
+    /// Puts another program with another data directory in this member's place from the next start on.
+    pub fn replace(&mut self, program: Program, data_dir: PathBuf) {
+        let at = self.args.iter().position(|word| word == "--data-dir").expect("every member has one");
+        self.args[at + 1] = data_dir.to_str().expect("temporary paths are UTF-8").to_owned();
+        self.data_dir = data_dir;
+        self.program = program;
+    }
+
+    /// Changes the value of a flag from the next start on.
+    pub fn set_arg(&mut self, flag: &str, value: &str) {
+        let at = self.args.iter().position(|word| word == flag).unwrap_or_else(|| panic!("{flag} is not set"));
+        self.args[at + 1] = value.to_owned();
+    }
+
     pub fn is_running(&self) -> bool {
         self.child.is_some()
     }

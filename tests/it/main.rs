@@ -16,3 +16,4 @@ mod support;
 mod tidy;
 mod torture;
 mod transcripts;
+mod wal_interop;

@@ -134,18 +134,18 @@ impl Wal {
 
     /// Creates the directory and an empty log in it, durable when this returns. Refused if there is one.
     pub fn create(disk: Arc<dyn Disk>, dir: &Path, metadata: Metadata, options: WalOptions) -> Result<Wal, Failure> {
-        Wal::create_with(disk, dir, metadata, None, &[], options)
+        Wal::found(disk, dir, metadata, options, &HardState::default(), &[])
     }
 
-    /// Like `create`, but with the entries of a founder in the log from the first moment: a log without them would never
-    /// have a leader, and a start could not tell it from that of a member that joins.
-    pub fn create_with(
+    /// Creates a log that begins with these entries. They are there as soon as the log is: one without them would be a
+    /// joining member's, and its owner could never lead.
+    pub fn found(
         disk: Arc<dyn Disk>,
         dir: &Path,
         metadata: Metadata,
-        hard_state: Option<&HardState>,
-        entries: &[Entry],
         options: WalOptions,
+        hard_state: &HardState,
+        entries: &[Entry],
     ) -> Result<Wal, Failure> {
         create_dir_durably(&*disk, dir).map_err(Failure::io("cannot create", dir))?;
         if Wal::exists(&*disk, dir)? {
@@ -156,6 +156,14 @@ impl Wal {
         encoder.crc();
         encoder.metadata(&metadata);
         encoder.snapshot(&Snapshot::default());
+        let mut shape = Shape::default();
+        for entry in entries {
+            shape.append(entry);
+            encoder.entry(entry);
+        }
+        if !entries.is_empty() {
+            encoder.hard_state(hard_state);
+        }
         let path = dir.join(spare_name(SegmentName::FIRST.sequence));
         let file = make_spare(&*disk, &path, options.segment_bytes)?;
         let mut wal = Wal {
@@ -163,8 +171,8 @@ impl Wal {
             spare: Spare::new(disk.clone(), dir, options.segment_bytes),
             encoder,
             metadata,
-            hard_state: HardState::default(),
-            shape: Shape::default(),
+            hard_state: *hard_state,
+            shape,
             install: None,
             segments: VecDeque::from([Segment { name: SegmentName::FIRST, begin: None, last: 0 }]),
             meter: Meter::default(),
@@ -173,8 +181,8 @@ impl Wal {
             dir: dir.to_owned(),
             options,
         };
-        wal.encode_save(hard_state, entries)?;
         wal.publish(SegmentName::FIRST)?;
+        entries.iter().for_each(|entry| wal.current_segment().note(Effect::Entry(entry.index)));
         Ok(wal)
     }
 

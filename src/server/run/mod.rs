@@ -6,6 +6,8 @@ pub mod facts;
 pub mod identity;
 pub mod member;
 pub mod ports;
+#[cfg(test)]
+mod powercut_tests;
 pub mod sockets;
 pub mod storage;
 pub mod versions;

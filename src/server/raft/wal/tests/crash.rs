@@ -386,8 +386,7 @@ fn a_founders_log_is_there_with_its_entries_or_not_at_all() {
             let disk = SimDisk::new(seed);
             disk.crash_at(n);
             let (state, entries) = (state(1, 3), entries(1..=3, 1));
-            let created =
-                Wal::create_with(Arc::new(disk.clone()), dir(), METADATA, Some(&state), &entries, LARGE).is_ok();
+            let created = Wal::found(Arc::new(disk.clone()), dir(), METADATA, LARGE, &state, &entries).is_ok();
             crashed = disk.has_crashed();
             let disk = disk.restart();
             let exists = Wal::exists(&disk, dir()).unwrap();
