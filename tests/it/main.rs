@@ -7,6 +7,8 @@ mod differential;
 mod differential_gen;
 mod fixtures;
 mod mixed;
+mod mixed_members;
+mod mixed_work;
 mod oracle;
 mod supervisor;
 mod support;
