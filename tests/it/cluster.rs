@@ -392,10 +392,6 @@ impl Member {
         status.header.map(|header| header.member_id).unwrap_or_default()
     }
 
-    pub fn is_ours(&self) -> bool {
-        matches!(self.program, Program::Ours)
-    }
-
     pub async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Status> {
         let channel = self.connect().await?;
         Ok(MaintenanceClient::new(channel).hash_kv(HashKvRequest { revision }).await?.into_inner())

@@ -1,5 +1,6 @@
 //! A real etcd 3.5.1 member among ours: writes through each, the leader on each side, equal hashes, equal logs.
 
+use nix::sys::signal::Signal;
 use quorate::proto::etcdserverpb::CompactionRequest;
 use quorate::proto::etcdserverpb::kv_client::KvClient;
 
@@ -112,6 +113,36 @@ async fn nothing_is_lost_when_members_of_either_kind_are_killed() {
         cluster.hashes_agree().await;
         end(cluster);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_leader_of_either_kind_follows_when_it_wakes() {
+    let Some(real) = oracle("a_paused_leader_of_either_kind_follows_when_it_wakes") else { return };
+    let mut cluster = Cluster::start(&one_of_ours(real), &[]).await;
+    let mut acknowledged = Acknowledged::default();
+    for leads in [0, REAL] {
+        cluster.move_leader(|leader| leader == leads).await;
+        // It stops in the midst of writes, so that it keeps entries which the others never saw.
+        let paused = &cluster.members[leads];
+        let term = paused.status().await.expect("a status").raft_term;
+        let other = &cluster.members[1];
+        let pause = async {
+            paused.put("last", "words").await.expect("a put");
+            paused.signal(Signal::SIGSTOP);
+            eventually("another leader", async || {
+                let status = other.status().await.map_err(|status| status.to_string())?;
+                if status.leader != 0 && status.raft_term > term { Ok(()) } else { Err(cluster.logs("none yet")) }
+            })
+            .await;
+            paused.signal(Signal::SIGCONT);
+        };
+        tokio::join!(acknowledged.work(&cluster, leads as u64, 150, 0), pause);
+        cluster.wait_ready().await;
+        assert!(cluster.members[1].status().await.expect("a status").raft_term > term);
+    }
+    acknowledged.check(&cluster).await;
+    cluster.hashes_agree().await;
+    end(cluster);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
