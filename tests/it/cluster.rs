@@ -60,7 +60,7 @@ pub struct Member {
 /// A cluster on 127.0.0.1 with its files in one temporary directory.
 pub struct Cluster {
     pub members: Vec<Member>,
-    pub dir: TempDir,
+    dir: TempDir,
 }
 
 impl Cluster {
@@ -90,7 +90,7 @@ impl Cluster {
         let members = members
             .map(|((program, ports), number)| Member::new(dir.path(), number, program, ports, &initial, "new", extra))
             .collect();
-        Cluster { members, dir }
+        Cluster { members, dir: dir }
     }
 
     /// A further member that will join: the cluster must have been told of its peer URL before it starts. Its position.
@@ -111,12 +111,6 @@ impl Cluster {
         for member in self.members.iter().filter(|member| member.is_running()) {
             member.wait_ready().await;
         }
-    }
-
-    /// All client endpoints, comma separated, as `--endpoints` takes them.
-    pub fn endpoints(&self) -> String {
-        let endpoints: Vec<String> = self.members.iter().map(Member::endpoint).collect();
-        endpoints.join(",")
     }
 
     /// The position of the running member that says that it leads, once all running members agree on it.
@@ -229,6 +223,16 @@ impl Cluster {
     }
 }
 
+/// A failed test leaves its files for whoever looks for the cause.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.dir.disable_cleanup(true);
+            eprintln!("the files are in {}", self.dir.path().display());
+        }
+    }
+}
+
 /// A member's part of `--initial-cluster`.
 fn initial_entry(number: usize, peer_port: u16) -> String {
     format!("m{number}=http://127.0.0.1:{peer_port}")
@@ -302,12 +306,6 @@ impl Member {
         self.args = vec!["--config-file".to_owned(), path.to_str().expect("temporary paths are UTF-8").to_owned()];
     }
 
-    /// Puts the other program in this member's place from the next start on.
-    pub fn set_arg(&mut self, flag: &str, value: &str) {
-        let at = self.args.iter().position(|word| word == flag).unwrap_or_else(|| panic!("{flag} is not set"));
-        self.args[at + 1] = value.to_owned();
-    }
-
     pub fn is_running(&self) -> bool {
         self.child.is_some()
     }
@@ -331,6 +329,12 @@ impl Member {
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.pid()).expect("pids fit"));
         nix::sys::signal::kill(pid, signal).unwrap_or_else(|error| panic!("cannot signal {}: {error}", self.name));
+    }
+
+    /// How the process ended, if it has; it counts as running until `wait_exit`.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let child = self.child.as_mut()?;
+        child.try_wait().unwrap_or_else(|error| panic!("cannot look after {}: {error}", self.name))
     }
 
     /// Waits until the process has ended by itself.

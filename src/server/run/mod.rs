@@ -29,6 +29,7 @@ use crate::server::metrics::new_registry;
 use crate::server::raft::wal::WalOptions;
 use crate::server::run::ends::Ends;
 use crate::server::run::member::Member;
+use crate::server::run::member::Surroundings;
 use crate::server::run::member::machine_config;
 use crate::server::run::sockets::Sockets;
 use crate::server::run::storage::Directories;
@@ -102,9 +103,7 @@ async fn serve(config: &Config) -> Result<Stop, StartError> {
     if let Some((identity, founder)) = &identity {
         storage.create_log(identity, *founder)?;
     }
-    let machine_config = machine_config(config);
-    let space = machine_config.space.clone();
-    let restored = storage.restore(machine_config)?;
+    let restored = storage.restore(machine_config(config))?;
     tracing::info!(
         member = %restored.local,
         cluster = %restored.cluster,
@@ -114,7 +113,9 @@ async fn serve(config: &Config) -> Result<Stop, StartError> {
     );
     let ends = Ends::default();
     let founders = identity.map(|(identity, _)| identity.members).unwrap_or_default();
-    let member = Member::start(config, storage, restored, space, founders, sockets, &ends, new_registry())?;
+    let registry = new_registry();
+    let surroundings = Surroundings { config, registry: &registry, ends: &ends };
+    let member = Member::start(&surroundings, storage, restored, &founders, sockets)?;
     let ready = async {
         member.ready().await;
         tracing::info!(name = config.name, "ready to serve client requests");

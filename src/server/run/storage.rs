@@ -152,7 +152,7 @@ fn replay(machine: &mut Machine, recovered: &Recovered) -> Result<HardState, Fai
     for entry in missing {
         machine.apply_entry(entry)?;
     }
-    Ok(HardState { commit, ..recovered.hard_state.clone() })
+    Ok(HardState { commit, ..recovered.hard_state })
 }
 
 /// Creates a directory that only we can read; an existing one with wider rights is used, with a word about it.
