@@ -9,6 +9,8 @@ mod differential_gen;
 mod fixtures;
 mod history;
 mod mixed;
+mod mixed_members;
+mod mixed_work;
 mod oracle;
 mod relay;
 mod supervisor;
