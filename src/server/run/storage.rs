@@ -82,14 +82,30 @@ impl Storage {
 
     /// Whether the member of these directories has started before.
     pub fn has_log_in(directories: &Directories) -> Result<bool, Failure> {
-        Wal::exists(&RealDisk, &directories.wal)
+        Ok(Wal::exists(&RealDisk, &directories.wal)? && !is_unfinished(directories))
     }
 
     /// Writes the log of a member that starts for the first time: founders begin with one entry for each of them, a member
-    /// that joins begins with nothing.
+    /// that joins begins with nothing. Goes on where an earlier start was killed.
     pub fn create_log(&self, identity: &Identity, founder: bool) -> Result<(), Failure> {
         let metadata = walpb::Metadata { node_id: identity.local.0, cluster_id: identity.cluster.0 };
-        let mut wal = Wal::create(self.disk.clone(), &self.directories.wal, metadata, self.options)?;
+        let mut wal = match Wal::exists(&*self.disk, &self.directories.wal)? {
+            false => Wal::create(self.disk.clone(), &self.directories.wal, metadata, self.options)?,
+            true => {
+                let (wal, begun) = Wal::open(self.disk.clone(), &self.directories.wal, self.options)?;
+                if begun.metadata != metadata {
+                    return Err(Failure::Refused(format!(
+                        "{} holds the beginning of a log of member {} in cluster {}, and this is member {} in cluster {}",
+                        self.directories.wal.display(),
+                        MemberId(begun.metadata.node_id),
+                        ClusterId(begun.metadata.cluster_id),
+                        identity.local,
+                        identity.cluster,
+                    )));
+                }
+                wal
+            }
+        };
         if founder {
             let members: Vec<(MemberId, String, Vec<String>)> = identity
                 .members
@@ -128,6 +144,16 @@ impl Storage {
             checkpoint,
         })
     }
+}
+
+/// Whether the first start was killed between the log and its first entries: a member that took this for a restart would
+/// know no cluster and wait for a leader for ever. Such a log is empty, and the database is made only behind its entries.
+/// A log that cannot be read is none of these: opening it says why.
+fn is_unfinished(directories: &Directories) -> bool {
+    let no_database = !directories.snap.join(install::DATABASE).exists();
+    no_database
+        && Wal::inspect(&RealDisk, &directories.wal)
+            .is_ok_and(|log| log.entries.is_empty() && log.base.index == 0 && log.hard_state == HardState::default())
 }
 
 /// Applies every committed entry behind the checkpoint. The commit of the log may lag behind the checkpoint, because it is
