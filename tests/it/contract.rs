@@ -9,17 +9,12 @@ use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use quorate::disk::real::RealDisk;
 use quorate::proto::etcdserverpb::RangeRequest;
 use quorate::proto::etcdserverpb::kv_client::KvClient;
-use quorate::proto::walpb::Metadata;
-use quorate::server::raft::wal::Wal;
-use quorate::server::raft::wal::WalOptions;
 use quorate::server::run::ends::EXIT_FAILURE;
 
 use crate::cluster::Cluster;
@@ -111,26 +106,6 @@ fn ends_with_a_sentence(member: &mut Member, words: &[&str]) {
     let sentence = log.lines().rev().find(|line| words.iter().all(|word| line.contains(word)));
     assert!(sentence.is_some(), "no line has all of {words:?}: {}", tail(&log, 20));
     assert!(log.len() >= log_before.len());
-}
-
-/// Killed between the creation of its log and the log's first entries, a founder begins again.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_first_start_that_was_killed_half_way_is_taken_up_again() {
-    let mut cluster = Cluster::ours(1, &[]).await;
-    let member = &mut cluster.members[0];
-    let header = member.status().await.expect("a status").header.expect("every answer has a header");
-    member.terminate();
-    std::fs::remove_dir_all(&member.data_dir).expect("its files");
-    let metadata = Metadata { node_id: header.member_id, cluster_id: header.cluster_id };
-    let wal = Wal::create(Arc::new(RealDisk), &member.data_dir.join("member/wal"), metadata, WalOptions::default());
-    drop(wal.expect("a log without entries"));
-    member.start();
-    member.wait_ready().await;
-    let acknowledged = write(member, "begun", 3).await;
-    member.kill();
-    member.start();
-    member.wait_ready().await;
-    all_there(member, &acknowledged).await;
 }
 
 /// From now on every fdatasync of `file` fails: the member ends, and has everything acknowledged when it comes back.

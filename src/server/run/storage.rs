@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::common::failure::Failure;
 use crate::common::ids::ClusterId;
 use crate::common::ids::MemberId;
+use crate::disk::create_dir_durably;
 use crate::disk::lock::DirLock;
 use crate::disk::real::RealDisk;
 use crate::proto::raftpb::HardState;
@@ -82,40 +83,21 @@ impl Storage {
 
     /// Whether the member of these directories has started before.
     pub fn has_log_in(directories: &Directories) -> Result<bool, Failure> {
-        Ok(Wal::exists(&RealDisk, &directories.wal)? && !is_unfinished(directories))
+        Wal::exists(&RealDisk, &directories.wal)
     }
 
     /// Writes the log of a member that starts for the first time: founders begin with one entry for each of them, a member
-    /// that joins begins with nothing. Goes on where an earlier start was killed.
+    /// that joins begins with nothing.
     pub fn create_log(&self, identity: &Identity, founder: bool) -> Result<(), Failure> {
         let metadata = walpb::Metadata { node_id: identity.local.0, cluster_id: identity.cluster.0 };
-        let mut wal = match Wal::exists(&*self.disk, &self.directories.wal)? {
-            false => Wal::create(self.disk.clone(), &self.directories.wal, metadata, self.options)?,
-            true => {
-                let (wal, begun) = Wal::open(self.disk.clone(), &self.directories.wal, self.options)?;
-                if begun.metadata != metadata {
-                    return Err(Failure::Refused(format!(
-                        "{} holds the beginning of a log of member {} in cluster {}, and this is member {} in cluster {}",
-                        self.directories.wal.display(),
-                        MemberId(begun.metadata.node_id),
-                        ClusterId(begun.metadata.cluster_id),
-                        identity.local,
-                        identity.cluster,
-                    )));
-                }
-                wal
-            }
-        };
-        if founder {
-            let members: Vec<(MemberId, String, Vec<String>)> = identity
-                .members
-                .iter()
-                .map(|member| (member.id, member.name.clone(), member.peer_urls.clone()))
-                .collect();
-            let (entries, hard_state, _) = bootstrap_entries(&members);
-            wal.save(Some(&hard_state), &entries, true)?;
+        let (disk, dir) = (self.disk.clone(), &self.directories.wal);
+        if !founder {
+            return Wal::create(disk, dir, metadata, self.options).map(drop);
         }
-        Ok(())
+        let members: Vec<(MemberId, String, Vec<String>)> =
+            identity.members.iter().map(|member| (member.id, member.name.clone(), member.peer_urls.clone())).collect();
+        let (entries, hard_state, _) = bootstrap_entries(&members);
+        Wal::create_with(disk, dir, metadata, Some(&hard_state), &entries, self.options).map(drop)
     }
 
     /// Reads the log and the checkpoint, and applies what is committed and not in the checkpoint.
@@ -146,16 +128,6 @@ impl Storage {
     }
 }
 
-/// Whether the first start was killed between the log and its first entries: a member that took this for a restart would
-/// know no cluster and wait for a leader for ever. Such a log is empty, and the database is made only behind its entries.
-/// A log that cannot be read is none of these: opening it says why.
-fn is_unfinished(directories: &Directories) -> bool {
-    let no_database = !directories.snap.join(install::DATABASE).exists();
-    no_database
-        && Wal::inspect(&RealDisk, &directories.wal)
-            .is_ok_and(|log| log.entries.is_empty() && log.base.index == 0 && log.hard_state == HardState::default())
-}
-
 /// Applies every committed entry behind the checkpoint. The commit of the log may lag behind the checkpoint, because it is
 /// not synced by itself: then the checkpoint counts (reliability.md R13).
 fn replay(machine: &mut Machine, recovered: &Recovered) -> Result<HardState, Failure> {
@@ -178,15 +150,14 @@ fn replay(machine: &mut Machine, recovered: &Recovered) -> Result<HardState, Fai
     for entry in missing {
         machine.apply_entry(entry)?;
     }
-    Ok(HardState { commit, ..recovered.hard_state.clone() })
+    Ok(HardState { commit, ..recovered.hard_state })
 }
 
-/// Creates a directory that only we can read; an existing one with wider rights is used, with a word about it.
+/// Creates a directory that only we can read, durably, for what we acknowledge lies below it; an existing one with wider
+/// rights is used, with a word about it.
 fn create_private(path: &Path) -> Result<(), Failure> {
-    use std::os::unix::fs::DirBuilderExt;
     use std::os::unix::fs::PermissionsExt;
-    let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    created.map_err(Failure::io("cannot create directory", path))?;
+    create_dir_durably(&RealDisk, path).map_err(Failure::io("cannot create directory", path))?;
     let mode = std::fs::metadata(path).map_err(Failure::io("cannot read", path))?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         tracing::warn!(
