@@ -235,6 +235,16 @@ impl Member {
         child.wait().unwrap_or_else(|error| panic!("cannot wait for {}: {error}", self.name))
     }
 
+    /// How the process has ended, if it has.
+    pub fn try_wait_exit(&mut self) -> Option<ExitStatus> {
+        let child = self.child.as_mut().unwrap_or_else(|| panic!("{} is not running", self.name));
+        let ended = child.try_wait().unwrap_or_else(|error| panic!("cannot wait for {}: {error}", self.name));
+        if ended.is_some() {
+            self.child = None;
+        }
+        ended
+    }
+
     pub fn endpoint(&self) -> String {
         format!("127.0.0.1:{}", self.client_port)
     }
