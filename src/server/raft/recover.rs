@@ -1,7 +1,5 @@
 //! Whether a recovered log and the checkpoint beside it belong together, before the raft library sees either.
 
-use raft::RaftState;
-
 use super::config::Start;
 use super::convert;
 use super::log::MemoryLog;
@@ -47,5 +45,5 @@ pub fn checked_log(start: Start) -> Result<MemoryLog, Failure> {
     }
     let conf_state = convert::conf_state_in(&conf_state)
         .map_err(|error| Failure::Refused(format!("the database's configuration: {error}")))?;
-    Ok(MemoryLog::new(RaftState::new(convert::hard_state_in(&hard_state), conf_state), base, inside))
+    Ok(MemoryLog::new(convert::hard_state_in(&hard_state), conf_state, base, inside))
 }

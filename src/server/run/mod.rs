@@ -29,6 +29,7 @@ use crate::server::metrics::new_registry;
 use crate::server::raft::wal::WalOptions;
 use crate::server::run::ends::Ends;
 use crate::server::run::member::Member;
+use crate::server::run::member::Surroundings;
 use crate::server::run::member::machine_config;
 use crate::server::run::sockets::Sockets;
 use crate::server::run::storage::Directories;
@@ -158,7 +159,6 @@ async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
     let founders = identity.as_ref().map(|(identity, _)| identity.members.clone()).unwrap_or_default();
     let options = WalOptions { fsync: config.fsync, ..WalOptions::default() };
     let machine_config = machine_config(config);
-    let space = machine_config.space.clone();
     let reading = tokio::task::spawn_blocking(move || -> Result<(Storage, Restored), Failure> {
         let storage = Storage::open(directories, options)?;
         if let Some((identity, founder)) = &identity {
@@ -179,7 +179,9 @@ async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
         revision = restored.machine.revision(),
         "restored"
     );
-    Ok(Member::start(config, storage, restored, space, founders, sockets, ends, new_registry())?)
+    let registry = new_registry();
+    let surroundings = Surroundings { config, registry: &registry, ends };
+    Ok(Member::start(&surroundings, storage, restored, &founders, sockets)?)
 }
 
 /// SIGINT and SIGTERM.

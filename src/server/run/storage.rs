@@ -150,7 +150,7 @@ fn replay(machine: &mut Machine, recovered: &Recovered) -> Result<HardState, Fai
     for entry in missing {
         machine.apply_entry(entry)?;
     }
-    Ok(HardState { commit, ..recovered.hard_state.clone() })
+    Ok(HardState { commit, ..recovered.hard_state })
 }
 
 /// Creates a directory that only we can read, durably, for what we acknowledge lies below it; an existing one with wider
