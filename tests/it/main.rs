@@ -1,6 +1,8 @@
 //! One binary for everything that crosses a process: real members, real clients, real etcd beside them.
 
 mod bad_input;
+mod behaviour;
+mod behaviour_process;
 mod cluster;
 mod cluster_faults;
 mod contract;
