@@ -39,6 +39,7 @@ pub enum Program {
 /// One member process, running or not.
 pub struct Member {
     pub name: String,
+    number: usize,
     pub client_port: u16,
     pub peer_port: u16,
     pub data_dir: PathBuf,
@@ -51,7 +52,7 @@ pub struct Member {
 /// A cluster on 127.0.0.1 with its files in one temporary directory.
 pub struct Cluster {
     pub members: Vec<Member>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Cluster {
@@ -73,38 +74,28 @@ impl Cluster {
     /// Everything but the start.
     pub fn prepare(programs: &[Program], extra: &[&str]) -> Cluster {
         let dir = tempfile::Builder::new().prefix("quorate-it-").tempdir().expect("a temporary directory");
-        let names: Vec<String> = (1..=programs.len()).map(|number| format!("m{number}")).collect();
         let ports: Vec<(u16, u16)> = programs.iter().map(|_| (free_port(), free_port())).collect();
-        let initial: Vec<String> =
-            names.iter().zip(&ports).map(|(name, (_, peer))| format!("{name}=http://127.0.0.1:{peer}")).collect();
+        let named = ports.iter().zip(1..);
+        let initial: Vec<String> = named.map(|((_, peer), number)| initial_entry(number, *peer)).collect();
         let initial = initial.join(",");
-        let members = programs
-            .iter()
-            .zip(names)
-            .zip(ports)
-            .map(|((program, name), (client_port, peer_port))| {
-                let data_dir = dir.path().join(format!("{name}.etcd"));
-                let client = format!("http://127.0.0.1:{client_port}");
-                let peer = format!("http://127.0.0.1:{peer_port}");
-                let pairs = [
-                    ("--name", name.as_str()),
-                    ("--data-dir", data_dir.to_str().expect("temporary paths are UTF-8")),
-                    ("--listen-client-urls", &client),
-                    ("--advertise-client-urls", &client),
-                    ("--listen-peer-urls", &peer),
-                    ("--initial-advertise-peer-urls", &peer),
-                    ("--initial-cluster", &initial),
-                    ("--initial-cluster-state", "new"),
-                    ("--initial-cluster-token", "it"),
-                ];
-                let mut args: Vec<String> =
-                    pairs.iter().flat_map(|(flag, value)| [flag, value]).map(|word| word.to_string()).collect();
-                args.extend(extra.iter().map(|word| word.to_string()));
-                let log = dir.path().join(format!("{name}.log"));
-                Member { name, client_port, peer_port, data_dir, program: program.clone(), args, log, child: None }
-            })
+        let members = programs.iter().zip(ports).zip(1..);
+        let members = members
+            .map(|((program, ports), number)| Member::new(dir.path(), number, program, ports, &initial, "new", extra))
             .collect();
-        Cluster { members, _dir: dir }
+        Cluster { members, dir }
+    }
+
+    /// A further member that will join: the cluster must have been told of its peer URL before it starts. Its position.
+    pub fn prepare_joiner(&mut self, program: &Program, extra: &[&str]) -> usize {
+        let position = self.members.len();
+        let number = self.members.iter().map(|member| member.number).max().unwrap_or_default() + 1;
+        let ports = (free_port(), free_port());
+        let mut initial: Vec<String> =
+            self.members.iter().map(|member| initial_entry(member.number, member.peer_port)).collect();
+        initial.push(initial_entry(number, ports.1));
+        let initial = initial.join(",");
+        self.members.push(Member::new(self.dir.path(), number, program, ports, &initial, "existing", extra));
+        position
     }
 
     /// Waits until every running member serves a linearizable read.
@@ -143,13 +134,15 @@ impl Cluster {
             for member in self.members.iter().filter(|member| member.is_running()) {
                 let hash = member.hash_kv(0).await.map_err(|status| format!("{}: {status}", member.name))?;
                 let revision = hash.header.as_ref().map(|header| header.revision).unwrap_or_default();
-                seen.push((revision, HashKvResponse { header: None, ..hash }));
+                // A real 3.5.1 does not know the field yet and leaves it 0.
+                let hash_revision = if hash.hash_revision == 0 { revision } else { hash.hash_revision };
+                seen.push((revision, HashKvResponse { header: None, hash_revision, ..hash }));
             }
             let same = seen.windows(2).all(|pair| pair[0] == pair[1]);
-            match seen.into_iter().next() {
-                Some((_, first)) if same => Ok(first),
-                other => Err(self.logs(&format!("first is {other:?}"))),
+            if !same {
+                return Err(self.logs(&format!("they are {seen:?}")));
             }
+            seen.into_iter().next().map(|(_, first)| first).ok_or_else(|| "nobody runs".to_owned())
         })
         .await
     }
@@ -164,7 +157,53 @@ impl Cluster {
     }
 }
 
+/// A failed test leaves its files for whoever looks for the cause.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.dir.disable_cleanup(true);
+            eprintln!("the files are in {}", self.dir.path().display());
+        }
+    }
+}
+
+/// A member's part of `--initial-cluster`.
+fn initial_entry(number: usize, peer_port: u16) -> String {
+    format!("m{number}=http://127.0.0.1:{peer_port}")
+}
+
 impl Member {
+    fn new(
+        dir: &Path,
+        number: usize,
+        program: &Program,
+        (client_port, peer_port): (u16, u16),
+        initial: &str,
+        state: &str,
+        extra: &[&str],
+    ) -> Member {
+        let name = format!("m{number}");
+        let data_dir = dir.join(format!("{name}.etcd"));
+        let client = format!("http://127.0.0.1:{client_port}");
+        let peer = format!("http://127.0.0.1:{peer_port}");
+        let pairs = [
+            ("--name", name.as_str()),
+            ("--data-dir", data_dir.to_str().expect("temporary paths are UTF-8")),
+            ("--listen-client-urls", &client),
+            ("--advertise-client-urls", &client),
+            ("--listen-peer-urls", &peer),
+            ("--initial-advertise-peer-urls", &peer),
+            ("--initial-cluster", initial),
+            ("--initial-cluster-state", state),
+            ("--initial-cluster-token", "it"),
+        ];
+        let mut args: Vec<String> =
+            pairs.iter().flat_map(|(flag, value)| [flag, value]).map(|word| word.to_string()).collect();
+        args.extend(extra.iter().map(|word| word.to_string()));
+        let log = dir.join(format!("{name}.log"));
+        Member { name, number, client_port, peer_port, data_dir, program: program.clone(), args, log, child: None }
+    }
+
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "{} is running", self.name);
         let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
@@ -192,12 +231,26 @@ impl Member {
         self.args.extend(words.iter().map(|word| word.to_string()));
     }
 
+    /// Gives a flag that is set another value, from the next start on.
+    pub fn set_arg(&mut self, flag: &str, value: &str) {
+        let at = self.args.iter().position(|word| word == flag).unwrap_or_else(|| panic!("{flag} is not set"));
+        self.args[at + 1] = value.to_owned();
+    }
+
     /// Puts another program with another data directory in this member's place from the next start on.
     pub fn replace(&mut self, program: Program, data_dir: PathBuf) {
-        let at = self.args.iter().position(|word| word == "--data-dir").expect("every member has one");
-        self.args[at + 1] = data_dir.to_str().expect("temporary paths are UTF-8").to_owned();
+        self.set_arg("--data-dir", data_dir.to_str().expect("temporary paths are UTF-8"));
         self.data_dir = data_dir;
         self.program = program;
+    }
+
+    /// Gives a real etcd its flags, and `settings`, which have no flag, in a file: it reads flags or a file, not both.
+    pub fn use_config_file(&mut self, settings: &[(&str, &str)]) {
+        let pairs = self.args.chunks_exact(2).map(|pair| (pair[0].trim_start_matches('-'), pair[1].as_str()));
+        let lines = pairs.chain(settings.iter().copied()).map(|(name, value)| format!("{name}: {value}\n"));
+        let path = self.log.with_extension("yaml");
+        std::fs::write(&path, lines.collect::<String>()).expect("a configuration file");
+        self.args = vec!["--config-file".to_owned(), path.to_str().expect("temporary paths are UTF-8").to_owned()];
     }
 
     pub fn is_running(&self) -> bool {
@@ -225,6 +278,12 @@ impl Member {
         nix::sys::signal::kill(pid, signal).unwrap_or_else(|error| panic!("cannot signal {}: {error}", self.name));
     }
 
+    /// How the process ended, if it has; it counts as running until `wait_exit`.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let child = self.child.as_mut()?;
+        child.try_wait().unwrap_or_else(|error| panic!("cannot look after {}: {error}", self.name))
+    }
+
     /// Waits until the process has ended by itself.
     pub fn wait_exit(&mut self) -> ExitStatus {
         let mut child = self.child.take().unwrap_or_else(|| panic!("{} is not running", self.name));
@@ -246,13 +305,9 @@ impl Member {
     }
 
     pub async fn wait_ready(&self) {
-        eventually(&format!("{} to serve", self.name), async || {
-            let channel = self.connect().await.map_err(|status| status.to_string())?;
-            let read = RangeRequest { key: "ready".into(), ..RangeRequest::default() };
-            match KvClient::new(channel).range(read).await {
-                Ok(_) => Ok(()),
-                Err(status) => Err(format!("{status}\n{}", tail(&self.log_text(), 20))),
-            }
+        eventually(&format!("{} to serve", self.name), async || match self.get("ready").await {
+            Ok(_) => Ok(()),
+            Err(status) => Err(format!("{status}\n{}", tail(&self.log_text(), 20))),
         })
         .await;
     }

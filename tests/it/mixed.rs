@@ -93,7 +93,7 @@ async fn snapshots_go_both_ways_between_ours_and_a_real_member() {
     for member in &mut cluster.members[..2] {
         member.add_args(&["--snapshot-catchup-entries", "50"]);
     }
-    cluster.members[REAL].add_args(&["--experimental-snapshot-catchup-entries", "50"]);
+    cluster.members[REAL].use_config_file(&[("SnapshotCatchUpEntries", "50")]);
     for member in &mut cluster.members {
         member.start();
     }

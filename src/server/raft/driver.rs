@@ -147,7 +147,7 @@ impl Driver {
         self.rounds()?;
         self.show();
         loop {
-            let mut waiting = self.shared.mailbox.take(self.next_tick);
+            let mut waiting = self.shared.mailbox.take(self.next_tick, self.node.awaits_applied());
             let stop = waiting.stop;
             let checkpoints = std::mem::take(&mut waiting.checkpoints);
             self.step_all(waiting)?;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::IntCounter;
+
 use crate::common::answer::Answer;
 use crate::common::failure::Failure;
 use crate::proto::etcdserverpb;
@@ -60,23 +62,29 @@ pub struct MemberBackend {
     pub published: Published,
     pub queue: ApplyHandle,
     pub flusher: Arc<Flusher>,
+    /// Reads that do not come through the log.
+    pub ranges: IntCounter,
 }
 
 /// A view with the way to say that the node cannot go on.
 struct ViewSnapshot {
     view: Arc<View>,
     queue: ApplyHandle,
+    ranges: IntCounter,
 }
 
 impl MemberBackend {
-    async fn write<T>(
+    fn write<T>(
         &self,
         request: InternalRaftRequest,
-        expect: impl FnOnce(Reply) -> Option<T>,
-    ) -> Result<T, Answer> {
-        let reply = self.proposer.propose(request).await?;
-        // Apply answers each kind of request with its own kind of reply.
-        expect(reply).ok_or_else(|| Answer::Other("etcdserver: unexpected reply".to_owned()))
+        expect: impl FnOnce(Reply) -> Option<T> + Send,
+    ) -> impl Future<Output = Result<T, Answer>> + Send {
+        let proposed = self.proposer.propose(request);
+        async move {
+            let reply = proposed.await?;
+            // Apply answers each kind of request with its own kind of reply.
+            expect(reply).ok_or_else(|| Answer::Other("etcdserver: unexpected reply".to_owned()))
+        }
     }
 }
 
@@ -86,6 +94,7 @@ impl Snapshot for ViewSnapshot {
     }
 
     fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Answer> {
+        self.ranges.inc();
         read::range(self.view.as_ref(), request).map_err(|error| stop_or_answer(&self.queue, error))
     }
 
@@ -168,7 +177,12 @@ impl Backend for MemberBackend {
     }
 
     fn snapshot(&self) -> Arc<dyn Snapshot> {
-        Arc::new(ViewSnapshot { view: self.published.view(), queue: self.queue.clone() })
+        let (view, queue, ranges) = (self.published.view(), self.queue.clone(), self.ranges.clone());
+        Arc::new(ViewSnapshot { view, queue, ranges })
+    }
+
+    fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Answer> {
+        read::range_now(&self.published.views(), request).map_err(|error| stop_or_answer(&self.queue, error))
     }
 
     async fn check_quota(&self, cost: u64) -> Result<(), Answer> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::common::failure::Failure;
 use crate::common::ids::ClusterId;
 use crate::common::ids::MemberId;
+use crate::disk::create_dir_durably;
 use crate::disk::lock::DirLock;
 use crate::disk::real::RealDisk;
 use crate::proto::raftpb::HardState;
@@ -93,11 +94,10 @@ impl Storage {
         if !founder {
             return Wal::create(disk, dir, metadata, self.options).map(drop);
         }
-        let members = identity.members.iter();
-        let members: Vec<_> =
-            members.map(|member| (member.id, member.name.clone(), member.peer_urls.clone())).collect();
+        let members: Vec<(MemberId, String, Vec<String>)> =
+            identity.members.iter().map(|member| (member.id, member.name.clone(), member.peer_urls.clone())).collect();
         let (entries, hard_state, _) = bootstrap_entries(&members);
-        Wal::found(disk, dir, metadata, self.options, &hard_state, &entries).map(drop)
+        Wal::create_with(disk, dir, metadata, Some(&hard_state), &entries, self.options).map(drop)
     }
 
     /// Reads the log and the checkpoint, and applies what is committed and not in the checkpoint.
@@ -160,12 +160,11 @@ fn replay(machine: &mut Machine, recovered: &Recovered) -> Result<HardState, Fai
     Ok(HardState { commit, ..recovered.hard_state })
 }
 
-/// Creates a directory that only we can read; an existing one with wider rights is used, with a word about it.
+/// Creates a directory that only we can read, durably, for what we acknowledge lies below it; an existing one with wider
+/// rights is used, with a word about it.
 fn create_private(path: &Path) -> Result<(), Failure> {
-    use std::os::unix::fs::DirBuilderExt;
     use std::os::unix::fs::PermissionsExt;
-    let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    created.map_err(Failure::io("cannot create directory", path))?;
+    create_dir_durably(&RealDisk, path).map_err(Failure::io("cannot create directory", path))?;
     let mode = std::fs::metadata(path).map_err(Failure::io("cannot read", path))?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         tracing::warn!(
