@@ -236,7 +236,8 @@ impl Story {
         if !Wal::exists(&self.disk, dir())? {
             assert!(self.history.is_empty(), "the log is gone");
             let (entries, hard_state, _) = bootstrap_entries(&[(LOCAL, "m".into(), vec!["http://h:1".into()])]);
-            drop(Wal::found(Arc::new(self.disk.clone()), dir(), METADATA, OPTIONS, &hard_state, &entries)?);
+            let disk = Arc::new(self.disk.clone());
+            drop(Wal::create_with(disk, dir(), METADATA, Some(&hard_state), &entries, OPTIONS)?);
         }
         let (wal, recovered) = Wal::open(Arc::new(self.disk.clone()), dir(), OPTIONS)?;
         let (start, mut machine) = resume(Written::default().machine_config(OFF), &self.checkpoint, recovered)?;
