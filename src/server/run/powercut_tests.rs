@@ -237,7 +237,7 @@ impl Story {
             assert!(self.history.is_empty(), "the log is gone");
             let (entries, hard_state, _) = bootstrap_entries(&[(LOCAL, "m".into(), vec!["http://h:1".into()])]);
             let disk = Arc::new(self.disk.clone());
-            drop(Wal::create_with(disk, dir(), METADATA, Some(&hard_state), &entries, OPTIONS)?);
+            drop(Wal::found(disk, dir(), METADATA, OPTIONS, &hard_state, &entries)?);
         }
         let (wal, recovered) = Wal::open(Arc::new(self.disk.clone()), dir(), OPTIONS)?;
         let (start, mut machine) = resume(Written::default().machine_config(OFF), &self.checkpoint, recovered)?;
