@@ -1,6 +1,7 @@
 //! One binary for everything that crosses a process: real members, real clients, real etcd beside them.
 
 mod bad_input;
+mod bench;
 mod cluster;
 mod cluster_faults;
 mod differential;
