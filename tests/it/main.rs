@@ -3,6 +3,7 @@
 mod bad_input;
 mod behaviour;
 mod behaviour_process;
+mod bench;
 mod cluster;
 mod cluster_faults;
 mod contract;
