@@ -95,7 +95,7 @@ impl Cluster {
         let members = members
             .map(|((program, ports), number)| Member::new(dir.path(), number, program, ports, &initial, "new", extra))
             .collect();
-        Cluster { members, dir: dir }
+        Cluster { members, dir }
     }
 
     /// A further member that will join: the cluster must have been told of its peer URL before it starts. Its position.
