@@ -18,7 +18,7 @@ use crate::support::named_program;
 use crate::transcripts::Replayer;
 use crate::transcripts::Step;
 
-/// Commands, in order; `ALL` stands for all endpoints, `ONE` for the first. Behind a `<`, the lines of stdin.
+/// Commands, in order; `ALL` stands for all endpoints, `ONE` for the first, `URL` for that with its scheme. Behind a `<`, the lines of stdin.
 const SESSION: &str = "
 ONE put foo bar
 ONE put foo bar1 --prev-kv
@@ -69,7 +69,7 @@ ONE get
 ALL txn < value(\"k1\") = \"v1\"<<put k1 w1<get k1<<put k1 x<<
 ALL txn < mod(\"k1\") > \"1000\"<<put k1 2<<get k1<del k2<<
 ALL txn < version(\"k3\") = \"1\"<create(\"k3\") > \"1\"<<get k --prefix<<<
-ONE -w json txn < lease(\"k3\") = \"0\"<<get k3<put k6 v6<<<
+ONE -w json txn < version(\"k3\") = \"1\"<<get k3<put k6 v6<<<
 ONE -w fields txn < mod(\"k3\") < \"1000\"<<get k3<put k6 v7<del nothing<<<
 ONE txn < <put d 1<put d 2<<<
 ONE txn < bogus(\"x\") = \"1\"<<get x<<<
@@ -101,6 +101,11 @@ ALL -w fields endpoint hashkv
 ALL -w table endpoint hashkv
 ONE endpoint status --cluster -w table
 ONE endpoint health --cluster
+URL get k2
+URL member list
+URL endpoint status
+URL endpoint health
+URL endpoint hashkv
 ONE compaction 5
 ONE compaction 5
 ONE compaction 6 --physical
@@ -124,7 +129,11 @@ fn steps() -> Vec<Step> {
     let read = lines.enumerate().map(|(at, line)| {
         let (command, input) = line.split_once(" < ").unwrap_or((line, ""));
         let (endpoints, command) = command.split_once(' ').expect("endpoints and a command");
-        let endpoints = if endpoints == "ALL" { CLIENTS.join(",") } else { CLIENTS[0].to_owned() };
+        let endpoints = match endpoints {
+            "ALL" => CLIENTS.join(","),
+            "URL" => format!("http://{}", CLIENTS[0]),
+            _ => CLIENTS[0].to_owned(),
+        };
         let words = ["etcdctl", "--endpoints", &endpoints].into_iter().chain(command.split(' '));
         let words = words.map(|word| if word == "''" { "" } else { word }.to_owned()).collect();
         Step { line: at + 1, words, input: input.replace('<', "\n") + "\n", ..Step::default() }
