@@ -60,7 +60,7 @@ pub struct Member {
 /// A cluster on 127.0.0.1 with its files in one temporary directory.
 pub struct Cluster {
     pub members: Vec<Member>,
-    dir: TempDir,
+    pub dir: TempDir,
 }
 
 impl Cluster {
@@ -95,7 +95,7 @@ impl Cluster {
         let members = members
             .map(|((program, ports), number)| Member::new(dir.path(), number, program, ports, &initial, "new", extra))
             .collect();
-        Cluster { members, dir: dir }
+        Cluster { members, dir }
     }
 
     /// A further member that will join: the cluster must have been told of its peer URL before it starts. Its position.
@@ -116,6 +116,12 @@ impl Cluster {
         for member in self.members.iter().filter(|member| member.is_running()) {
             member.wait_ready().await;
         }
+    }
+
+    /// All client endpoints, comma separated, as `--endpoints` takes them.
+    pub fn endpoints(&self) -> String {
+        let endpoints: Vec<String> = self.members.iter().map(Member::endpoint).collect();
+        endpoints.join(",")
     }
 
     /// The position of the running member that says that it leads, once all running members agree on it.
@@ -323,12 +329,6 @@ impl Member {
         self.args[at + 1] = data_dir.to_str().expect("temporary paths are UTF-8").to_owned();
         self.data_dir = data_dir;
         self.program = program;
-    }
-
-    /// Changes the value of a flag from the next start on.
-    pub fn set_arg(&mut self, flag: &str, value: &str) {
-        let at = self.args.iter().position(|word| word == flag).unwrap_or_else(|| panic!("{flag} is not set"));
-        self.args[at + 1] = value.to_owned();
     }
 
     pub fn is_running(&self) -> bool {

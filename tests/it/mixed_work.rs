@@ -110,7 +110,7 @@ async fn write(mut client: KvClient<Channel>, seed: u64, count: u64, lease: i64)
         random ^= random << 17;
         let shared = format!("shared/{:02}", (random >> 8) % SHARED_KEYS);
         let outcome = match random % 10 {
-            0 => delete(&mut client, shared, (random >> 20) % 4 == 0).await,
+            0 => delete(&mut client, shared, (random >> 20).is_multiple_of(4)).await,
             1 | 2 => compare_and_set(&mut client, shared, number).await,
             3 | 4 => {
                 let lease = if random & 0x1000 == 0 { lease } else { 0 };
