@@ -50,7 +50,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_workload_runs_on_a_member_and_does_what_it_says() {
     let cluster = Cluster::ours(1, &[]).await;
-    let (endpoint, pid) = (cluster.endpoints(), cluster.members[0].pid().to_string());
+    let (endpoint, pid) = (cluster.members[0].endpoint(), cluster.members[0].pid().to_string());
     let ended = blocking(move || {
         let run = |line: &str| {
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -100,7 +100,7 @@ async fn every_workload_runs_on_a_member_and_does_what_it_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_are_counted_and_end_with_1() {
     let mut cluster = Cluster::ours(1, &["--max-request-bytes", "1000"]).await;
-    let endpoint = cluster.endpoints();
+    let endpoint = cluster.members[0].endpoint();
     let refused = blocking({
         let endpoint = endpoint.clone();
         move || bench(&["put", "--endpoints", &endpoint, "--total", "7", "--val-size", "2000", "--json"])
