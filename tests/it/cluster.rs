@@ -118,12 +118,6 @@ impl Cluster {
         }
     }
 
-    /// All client endpoints, comma separated, as `--endpoints` takes them.
-    pub fn endpoints(&self) -> String {
-        let endpoints: Vec<String> = self.members.iter().map(Member::endpoint).collect();
-        endpoints.join(",")
-    }
-
     /// The position of the running member that says that it leads, once all running members agree on it.
     pub async fn leader(&self) -> usize {
         eventually("one leader", async || {
@@ -323,6 +317,12 @@ impl Member {
         self.args[at + 1] = data_dir.to_str().expect("temporary paths are UTF-8").to_owned();
         self.data_dir = data_dir;
         self.program = program;
+    }
+
+    /// Changes the value of a flag from the next start on.
+    pub fn set_arg(&mut self, flag: &str, value: &str) {
+        let at = self.args.iter().position(|word| word == flag).unwrap_or_else(|| panic!("{flag} is not set"));
+        self.args[at + 1] = value.to_owned();
     }
 
     pub fn is_running(&self) -> bool {
