@@ -60,6 +60,8 @@ struct Thread {
     machine: Machine,
     queue: ApplyHandle,
     parts: ThreadParts,
+    /// When the compaction at work began, by the stopwatch.
+    compacting_since: Option<Duration>,
 }
 
 /// Publishes the whole state and starts the thread. It ends behind `ApplyHandle::stop`, or with the first failure,
@@ -70,7 +72,7 @@ pub fn start(mut machine: Machine, queue: ApplyHandle, parts: ThreadParts) -> Re
     parts.metrics.cluster_changed(machine.membership());
     queue.listener().applied(machine.applied().index);
     queue.listener().compaction(machine.store().compact_revision(), machine.store().finished_compaction());
-    let thread = Thread { machine, queue: queue.clone(), parts };
+    let thread = Thread { machine, queue: queue.clone(), parts, compacting_since: None };
     let guarded = move || match catch_unwind(AssertUnwindSafe(|| thread.run())) {
         Ok(Ok(())) => {}
         Ok(Err(failure)) => queue.fail(failure),
@@ -167,7 +169,7 @@ impl Thread {
 
     fn flush(&mut self) {
         if let Some(batch) = self.machine.take_batch() {
-            self.parts.metrics.published(self.machine.store(), &batch.records);
+            self.parts.metrics.published(self.machine.store(), &batch.records, batch.removed.len());
             self.parts.flusher.submit(batch);
         }
     }
@@ -182,7 +184,16 @@ impl Thread {
             return Ok(());
         }
         let scheduled = self.machine.store().compact_revision();
+        let started = (self.parts.stopwatch)();
+        let began = *self.compacting_since.get_or_insert(started);
+        let finished = self.machine.store().finished_compaction();
         self.machine.compaction_step(self.parts.compaction.batch)?;
+        let now = (self.parts.stopwatch)();
+        self.parts.metrics.compacted_slice(now.saturating_sub(started));
+        if self.machine.store().finished_compaction() != finished {
+            self.compacting_since = None;
+            self.parts.metrics.compacted(now.saturating_sub(began));
+        }
         self.machine.publish(&self.parts.published);
         self.flush();
         if !self.machine.store().is_compacting() {
