@@ -73,16 +73,21 @@ impl Cluster {
 
     /// Everything but the start.
     pub fn prepare(programs: &[Program], extra: &[&str]) -> Cluster {
-        let dir = tempfile::Builder::new().prefix("quorate-it-").tempdir().expect("a temporary directory");
         let ports: Vec<(u16, u16)> = programs.iter().map(|_| (free_port(), free_port())).collect();
+        Cluster::prepare_at(programs, &ports, extra)
+    }
+
+    /// The same on these client and peer ports.
+    pub fn prepare_at(programs: &[Program], ports: &[(u16, u16)], extra: &[&str]) -> Cluster {
+        let dir = tempfile::Builder::new().prefix("quorate-it-").tempdir().expect("a temporary directory");
         let named = ports.iter().zip(1..);
         let initial: Vec<String> = named.map(|((_, peer), number)| initial_entry(number, *peer)).collect();
         let initial = initial.join(",");
-        let members = programs.iter().zip(ports).zip(1..);
+        let members = programs.iter().zip(ports.iter().copied()).zip(1..);
         let members = members
             .map(|((program, ports), number)| Member::new(dir.path(), number, program, ports, &initial, "new", extra))
             .collect();
-        Cluster { members, dir: dir }
+        Cluster { members, dir }
     }
 
     /// A further member that will join: the cluster must have been told of its peer URL before it starts. Its position.
@@ -231,6 +236,12 @@ impl Member {
         self.args.extend(words.iter().map(|word| word.to_string()));
     }
 
+    /// Changes the value of a flag that every member has.
+    pub fn set_arg(&mut self, flag: &str, value: &str) {
+        let at = self.args.iter().position(|word| word == flag).unwrap_or_else(|| panic!("{flag} is not set"));
+        self.args[at + 1] = value.to_owned();
+    }
+
     /// Gives a real etcd its flags, and `settings`, which have no flag, in a file: it reads flags or a file, not both.
     pub fn use_config_file(&mut self, settings: &[(&str, &str)]) {
         let pairs = self.args.chunks_exact(2).map(|pair| (pair[0].trim_start_matches('-'), pair[1].as_str()));
@@ -292,11 +303,9 @@ impl Member {
     }
 
     pub async fn wait_ready(&self) {
-        eventually(&format!("{} to serve", self.name), async || {
-            match self.get("ready").await {
-                Ok(_) => Ok(()),
-                Err(status) => Err(format!("{status}\n{}", tail(&self.log_text(), 20))),
-            }
+        eventually(&format!("{} to serve", self.name), async || match self.get("ready").await {
+            Ok(_) => Ok(()),
+            Err(status) => Err(format!("{status}\n{}", tail(&self.log_text(), 20))),
         })
         .await;
     }

@@ -3,11 +3,14 @@
 use std::future::Future;
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
+
+use tempfile::TempDir;
 
 /// Longest wait for anything. Long because the machine is shared; a passing test never waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -61,6 +64,14 @@ pub fn target_dir() -> PathBuf {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_quorate"));
     let profile = program.parent().expect("a program lies in a directory");
     profile.parent().expect("a profile lies in the target directory").to_owned()
+}
+
+/// A link by this name to our program, in a directory of its own: the name makes it that program.
+pub fn named_program(name: &str) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let link = directory.path().join(name);
+    symlink(env!("CARGO_BIN_EXE_quorate"), &link).expect("a link in a new directory");
+    (directory, link)
 }
 
 /// The team's shared folder with fixtures and transcripts, where this checkout has one.
