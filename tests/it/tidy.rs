@@ -21,11 +21,12 @@ const CORE: [&str; 9] = [
     "crate::client",
 ];
 
-const RULES: [Rule; 18] = [
+const RULES: [Rule; 19] = [
     Rule { part: "common", never: &["redb", "raft::", "tokio::spawn", "crate::server", "crate::client", "crate::ctl"] },
     Rule { part: "disk", never: &["crate::server", "crate::proto", "tokio", "crate::client"] },
     Rule { part: "client", never: &["crate::server", "crate::ctl", "crate::supervisor"] },
     Rule { part: "ctl", never: &["crate::server", "crate::supervisor"] },
+    Rule { part: "bench", never: &["crate::server", "crate::ctl", "crate::supervisor"] },
     Rule { part: "supervisor", never: &["crate::server", "crate::ctl"] },
     Rule { part: "server", never: &["crate::ctl", "crate::supervisor", "crate::client"] },
     Rule {

@@ -49,10 +49,11 @@ impl KvService {
         if !request.serializable {
             self.backend.read_barrier().await?;
         }
-        let snapshot = self.backend.snapshot();
-        let mut response = match is_small(&request) {
-            true => snapshot.range(&request)?,
-            false => blocking(move || snapshot.range(&request)).await?,
+        let mut response = if is_small(&request) {
+            self.backend.range(&request)?
+        } else {
+            let snapshot = self.backend.snapshot();
+            blocking(move || snapshot.range(&request)).await?
         };
         response.header = header::complete(&*self.backend, response.header);
         Ok(response)

@@ -229,6 +229,9 @@ impl Thread {
         self.parts.metrics.alarms_changed(self.machine.alarms());
         self.parts.metrics.cluster_changed(membership);
         let listener = self.queue.listener();
+        // Whoever waits for records to be deleted waits for those of the image now: no step of ours will come if it has none.
+        let store = self.machine.store();
+        listener.compaction(store.compact_revision(), store.finished_compaction());
         listener.applied(index);
         listener.outcomes_lost();
         self.parts.raft.snapshot_installed(index);

@@ -56,13 +56,10 @@ pub struct Parts {
 
 /// Starts the raft thread on a recovered log. An error means that log and checkpoint do not fit together.
 pub fn start(config: &RaftConfig, start: Start, parts: Parts) -> Result<RaftHandle, Failure> {
-    let applied = start.applied.0;
-    let node = Node::new(config, start)?;
-    let shared = Arc::new(Shared::default());
-    shared.applied_index.store(applied, Ordering::Relaxed);
     let state = parts.state.clone();
     let end_process = parts.end_process.clone();
-    let driver = Driver::new(config, node, applied, shared.clone(), parts);
+    let driver = Driver::new(config, start, parts)?;
+    let shared = driver.shared.clone();
     let of_thread = shared.clone();
     let thread = thread::Builder::new()
         .name(THREAD_NAME.to_owned())
@@ -95,7 +92,8 @@ enum End {
     Removed,
 }
 
-struct Driver {
+/// The thread's work without the thread: what a test drives step by step.
+pub struct Driver {
     node: Node,
     id: MemberId,
     parts: Parts,
@@ -108,16 +106,22 @@ struct Driver {
     snapshot_entries: u64,
     /// The newest checkpoint's applied index. The one before it bounds the release of the log (reliability.md 3.3, 7).
     checkpoint_index: u64,
-    /// The newest WAL snapshot record's index, and the bytes of entries since.
+    /// The newest WAL snapshot record's index, and the bytes of entries since. After a start the log's beginning: members
+    /// that restart often must come to release their logs, too.
     recorded_index: u64,
     bytes_since_record: u64,
 }
 
 impl Driver {
-    fn new(config: &RaftConfig, node: Node, applied: u64, shared: Arc<Shared>, parts: Parts) -> Driver {
+    pub fn new(config: &RaftConfig, start: Start, parts: Parts) -> Result<Driver, Failure> {
+        let applied = start.applied.0;
+        let (checkpoint_index, recorded_index) = (start.durable_index, start.base.0);
+        let node = Node::new(config, start)?;
+        let shared = Arc::new(Shared::default());
+        shared.applied_index.store(applied, Ordering::Relaxed);
         let skipped_ticks =
             if config.initial_tick_advance { config.election_ticks.saturating_sub(FIRST_TICKS) } else { 0 };
-        Driver {
+        Ok(Driver {
             node,
             id: config.id,
             parts,
@@ -128,10 +132,10 @@ impl Driver {
             shown: RaftStatus::default(),
             removed: false,
             snapshot_entries: config.snapshot_entries,
-            checkpoint_index: applied,
-            recorded_index: applied,
+            checkpoint_index,
+            recorded_index,
             bytes_since_record: 0,
-        }
+        })
     }
 
     fn run(mut self) -> Result<End, Failure> {
@@ -143,7 +147,7 @@ impl Driver {
         self.rounds()?;
         self.show();
         loop {
-            let mut waiting = self.shared.mailbox.take(self.next_tick);
+            let mut waiting = self.shared.mailbox.take(self.next_tick, self.node.awaits_applied());
             let stop = waiting.stop;
             let checkpoints = std::mem::take(&mut waiting.checkpoints);
             self.step_all(waiting)?;
@@ -202,7 +206,8 @@ impl Driver {
         Ok(())
     }
 
-    fn step(&mut self, input: Input) -> Result<(), Failure> {
+    /// Takes one input. What it makes possible is done by `rounds`.
+    pub fn step(&mut self, input: Input) -> Result<(), Failure> {
         let effects = self.node.step(input)?;
         self.effects(effects);
         Ok(())
@@ -223,7 +228,8 @@ impl Driver {
         self.step(Input::Tick)
     }
 
-    fn rounds(&mut self) -> Result<(), Failure> {
+    /// Does rounds until nothing waits.
+    pub fn rounds(&mut self) -> Result<(), Failure> {
         while self.node.has_ready() {
             self.round()?;
         }
@@ -292,7 +298,7 @@ impl Driver {
     }
 
     /// Once enough lies behind the checkpoint: a durable snapshot record, then the log before it may go.
-    fn checkpoint(&mut self, checkpoint: walpb::Snapshot) -> Result<(), Failure> {
+    pub fn checkpoint(&mut self, checkpoint: walpb::Snapshot) -> Result<(), Failure> {
         let previous = self.checkpoint_index;
         self.checkpoint_index = previous.max(checkpoint.index);
         self.step(Input::Checkpointed(checkpoint.index))?;

@@ -280,6 +280,7 @@ impl Cluster {
             hard_state: disk.hard_state,
             base: disk.base,
             entries: disk.entries,
+            durable_index: state.index,
             applied: (state.index, state.term),
             conf_state: state.conf_state(),
         };
