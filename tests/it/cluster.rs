@@ -118,12 +118,6 @@ impl Cluster {
         }
     }
 
-    /// All client endpoints, comma separated, as `--endpoints` takes them.
-    pub fn endpoints(&self) -> String {
-        let endpoints: Vec<String> = self.members.iter().map(Member::endpoint).collect();
-        endpoints.join(",")
-    }
-
     /// The position of the running member that says that it leads, once all running members agree on it.
     pub async fn leader(&self) -> usize {
         eventually("one leader", async || {
