@@ -8,6 +8,7 @@ mod differential_gen;
 mod fixtures;
 mod mixed;
 mod oracle;
+mod simulator;
 mod supervisor;
 mod support;
 mod tidy;

@@ -56,19 +56,16 @@ pub struct Parts {
 
 /// Starts the raft thread on a recovered log. An error means that log and checkpoint do not fit together.
 pub fn start(config: &RaftConfig, start: Start, parts: Parts) -> Result<RaftHandle, Failure> {
-    let applied = start.applied.0;
-    let node = Node::new(config, start)?;
-    let shared = Arc::new(Shared::default());
-    shared.applied_index.store(applied, Ordering::Relaxed);
     let state = parts.state.clone();
     let end_process = parts.end_process.clone();
-    let driver = Driver::new(config, node, applied, shared.clone(), parts);
+    let driver = Driver::new(config, start, parts)?;
+    let shared = driver.shared.clone();
     let of_thread = shared.clone();
     let thread = thread::Builder::new()
         .name(THREAD_NAME.to_owned())
         .spawn(move || guarded(driver, &of_thread, state.as_ref(), &end_process))
         .map_err(|error| Failure::Refused(format!("cannot start the raft thread: {error}")))?;
-    Ok(RaftHandle::new(shared, thread))
+    Ok(RaftHandle::new(shared, Some(thread)))
 }
 
 /// Runs the thread to its end, whichever it is.
@@ -90,12 +87,15 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a text")
 }
 
-enum End {
+/// Why the work is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
     Stopped,
     Removed,
 }
 
-struct Driver {
+/// The raft thread's work. Whoever owns it brings the thread and the clock: `start` does, and the simulator.
+pub struct Driver {
     node: Node,
     id: MemberId,
     parts: Parts,
@@ -114,10 +114,15 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(config: &RaftConfig, node: Node, applied: u64, shared: Arc<Shared>, parts: Parts) -> Driver {
+    /// Work on a recovered log. An error means that log and checkpoint do not fit together.
+    pub fn new(config: &RaftConfig, start: Start, parts: Parts) -> Result<Driver, Failure> {
+        let applied = start.applied.0;
+        let node = Node::new(config, start)?;
+        let shared = Arc::new(Shared::default());
+        shared.applied_index.store(applied, Ordering::Relaxed);
         let skipped_ticks =
             if config.initial_tick_advance { config.election_ticks.saturating_sub(FIRST_TICKS) } else { 0 };
-        Driver {
+        Ok(Driver {
             node,
             id: config.id,
             parts,
@@ -131,10 +136,27 @@ impl Driver {
             checkpoint_index: applied,
             recorded_index: applied,
             bytes_since_record: 0,
-        }
+        })
+    }
+
+    /// A handle without a thread: its `stop` waits for nobody.
+    pub fn handle(&self) -> RaftHandle {
+        RaftHandle::new(self.shared.clone(), None)
     }
 
     fn run(mut self) -> Result<End, Failure> {
+        self.begin()?;
+        loop {
+            let waiting = self.shared.mailbox.take(self.next_tick);
+            let due = self.tick_is_due();
+            if let Some(end) = self.work(waiting, due)? {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// What comes before all turns.
+    pub fn begin(&mut self) -> Result<(), Failure> {
         if self.node.status().role == Role::Follower {
             for _ in 0..self.skipped_ticks {
                 self.step(Input::Tick)?;
@@ -142,26 +164,36 @@ impl Driver {
         }
         self.rounds()?;
         self.show();
-        loop {
-            let mut waiting = self.shared.mailbox.take(self.next_tick);
-            let stop = waiting.stop;
-            let checkpoints = std::mem::take(&mut waiting.checkpoints);
-            self.step_all(waiting)?;
-            self.tick_if_due()?;
-            self.rounds()?;
-            for checkpoint in checkpoints {
-                self.checkpoint(checkpoint)?;
-            }
-            self.show();
-            self.show_matches();
-            if self.removed {
-                return Ok(End::Removed);
-            }
-            if stop {
-                self.save_hard_state(true)?;
-                return Ok(End::Stopped);
-            }
+        Ok(())
+    }
+
+    /// Does what waits, and a tick if one is due; never sleeps.
+    pub fn turn(&mut self, due: bool) -> Result<Option<End>, Failure> {
+        let waiting = self.shared.mailbox.take_now();
+        self.work(waiting, due)
+    }
+
+    fn work(&mut self, mut waiting: Waiting, due: bool) -> Result<Option<End>, Failure> {
+        let stop = waiting.stop;
+        let checkpoints = std::mem::take(&mut waiting.checkpoints);
+        self.step_all(waiting)?;
+        if due {
+            self.step(Input::Tick)?;
         }
+        self.rounds()?;
+        for checkpoint in checkpoints {
+            self.checkpoint(checkpoint)?;
+        }
+        self.show();
+        self.show_matches();
+        if self.removed {
+            return Ok(Some(End::Removed));
+        }
+        if stop {
+            self.save_hard_state(true)?;
+            return Ok(Some(End::Stopped));
+        }
+        Ok(None)
     }
 
     /// Reports before messages, messages before requests: what apply and peers say may make room for what clients want.
@@ -209,9 +241,9 @@ impl Driver {
     }
 
     /// One tick at most: a process that was paused must not make up for lost ticks and start an election with them.
-    fn tick_if_due(&mut self) -> Result<(), Failure> {
+    fn tick_is_due(&mut self) -> bool {
         let now = Instant::now();
-        let Some(late) = now.checked_duration_since(self.next_tick) else { return Ok(()) };
+        let Some(late) = now.checked_duration_since(self.next_tick) else { return false };
         if late > self.tick {
             if self.shown.role == Role::Leader {
                 self.parts.metrics.heartbeat_failures.inc();
@@ -220,7 +252,7 @@ impl Driver {
         } else {
             self.next_tick += self.tick;
         }
-        self.step(Input::Tick)
+        true
     }
 
     fn rounds(&mut self) -> Result<(), Failure> {

@@ -105,29 +105,38 @@ impl Storage {
     /// Reads the log and the checkpoint, and applies what is committed and not in the checkpoint.
     pub fn restore(&self, config: MachineConfig) -> Result<Restored, Failure> {
         let (wal, recovered) = Wal::open(self.disk.clone(), &self.directories.wal, self.options)?;
-        let newest_snapshot = recovered.snapshots.last().map_or(0, |snapshot| snapshot.index);
-        install::recover(&self.directories.snap, newest_snapshot)?;
+        install::recover(&self.directories.snap, snapshot_needed(&recovered))?;
         let checkpoint = RedbCheckpoint::open(&self.database())?;
-        let (buckets, applied) = checkpoint.buckets()?;
-        let mut machine = Machine::restore(config, checkpoint.tables()?, &buckets, applied)?;
-        let hard_state = replay(&mut machine, &recovered)?;
-        let applied = machine.applied();
-        let start = Start {
-            hard_state,
-            base: (recovered.base.index, recovered.base.term),
-            applied: (applied.index, applied.term),
-            conf_state: applied.conf_state.clone(),
-            entries: recovered.entries,
-        };
-        Ok(Restored {
-            local: MemberId(recovered.metadata.node_id),
-            cluster: ClusterId(recovered.metadata.cluster_id),
-            wal,
-            start,
-            machine,
-            checkpoint,
-        })
+        let local = MemberId(recovered.metadata.node_id);
+        let cluster = ClusterId(recovered.metadata.cluster_id);
+        let (machine, start) = state_of(config, &checkpoint, recovered)?;
+        Ok(Restored { local, cluster, wal, start, machine, checkpoint })
     }
+}
+
+/// The snapshot that the checkpoint must hold at least: its image is put in place if the checkpoint is older.
+pub fn snapshot_needed(recovered: &Recovered) -> u64 {
+    recovered.snapshots.last().map_or(0, |snapshot| snapshot.index)
+}
+
+/// The state of a checkpoint and the log behind it, and what raft starts from.
+pub fn state_of(
+    config: MachineConfig,
+    checkpoint: &dyn Checkpoint,
+    recovered: Recovered,
+) -> Result<(Machine, Start), Failure> {
+    let (buckets, applied) = checkpoint.buckets()?;
+    let mut machine = Machine::restore(config, checkpoint.tables()?, &buckets, applied)?;
+    let hard_state = replay(&mut machine, &recovered)?;
+    let applied = machine.applied();
+    let start = Start {
+        hard_state,
+        base: (recovered.base.index, recovered.base.term),
+        applied: (applied.index, applied.term),
+        conf_state: applied.conf_state.clone(),
+        entries: recovered.entries,
+    };
+    Ok((machine, start))
 }
 
 /// Applies every committed entry behind the checkpoint. The commit of the log may lag behind the checkpoint, because it is
