@@ -123,8 +123,8 @@ struct Client {
     workload: Workload,
     target: usize,
     connection: u64,
-    /// The life of the target that the connection is to.
-    life: u64,
+    /// The member and its life that the connection is to.
+    connected_to: Option<(usize, u64)>,
     call: Option<Call>,
     calm_writes: u64,
 }
@@ -176,7 +176,7 @@ impl World {
             workload: Workload::new(client, plan.keys, plan.compaction_percent),
             target: client % slots.len(),
             connection: 0,
-            life: 0,
+            connected_to: None,
             call: None,
             calm_writes: 0,
         });
@@ -538,10 +538,10 @@ impl World {
     fn call(&mut self, client: usize, request: Request) {
         let target = self.clients[client].target;
         let life = self.slots[target].member.lives;
-        if self.clients[client].connection == 0 || self.clients[client].life != life {
+        if self.clients[client].connected_to != Some((target, life)) {
             self.connections += 1;
             self.clients[client].connection = self.connections;
-            self.clients[client].life = life;
+            self.clients[client].connected_to = Some((target, life));
         }
         let start = self.stamp();
         let connection = self.clients[client].connection;

@@ -114,9 +114,11 @@ impl Storage {
     }
 }
 
-/// The snapshot that the checkpoint must hold at least: its image is put in place if the checkpoint is older.
+/// The entry that the checkpoint must hold at least, for the log begins behind it: where a snapshot that was received took
+/// the place of older entries, its image is put in place if the checkpoint is older. A record of our own checkpoint asks
+/// for nothing: the log goes on reaching the one before, should the database fall back to it (reliability.md 3.3, 7).
 pub fn snapshot_needed(recovered: &Recovered) -> u64 {
-    recovered.snapshots.last().map_or(0, |snapshot| snapshot.index)
+    recovered.base.index
 }
 
 /// The state of a checkpoint and the log behind it, and what raft starts from.
