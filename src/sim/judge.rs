@@ -148,17 +148,21 @@ impl Judge {
         let Some(durable) = self.durable.get(&message.from) else { return };
         let state = durable.hard_state;
         let asks = matches!(message.r#type, numbers::MSG_PRE_VOTE | numbers::MSG_PRE_VOTE_RESP);
+        // A promise of an older term is kept by never going back to it: the durable term says that.
+        let current = message.term == state.term;
         let mut wrong = None;
         if !asks && message.term > state.term {
             wrong = Some("a term that is not durable");
         }
         match message.r#type {
-            numbers::MSG_APP_RESP if !message.reject && message.index > durable.last => {
+            numbers::MSG_APP_RESP if current && !message.reject && message.index > durable.last => {
                 wrong = Some("acknowledges what is not durable");
             }
-            numbers::MSG_VOTE if state.vote != message.from => wrong = Some("a candidate without its own vote"),
+            numbers::MSG_VOTE if current && state.vote != message.from => {
+                wrong = Some("a candidate without its own vote")
+            }
             numbers::MSG_VOTE_RESP if !message.reject => {
-                if state.vote != message.to {
+                if current && state.vote != message.to {
                     wrong = Some("a vote that is not durable");
                 }
                 let before = *self.votes.entry((message.from, message.term)).or_insert(message.to);
