@@ -704,13 +704,20 @@ impl World {
                 self.slots[victim].member.disk().fail_at(operations, EIO);
                 self.slots[victim].member.disk_is_bad = true;
             }
-            Fault::Pause => self.slots[victim].paused_until = self.now + delay,
+            Fault::Pause => {
+                self.slots[victim].paused_until = self.now + delay;
+                // Its connections may be gone by the time it wakes up, and it does not know (R3).
+                if self.dice.chance(50) {
+                    self.isolate(victim, delay + SECOND);
+                }
+            }
             Fault::OneWayCut => {
                 let other = self.pick_member();
                 self.network.cut(victim as u64 + 1, other as u64 + 1);
                 self.after(delay, Event::HealCuts);
             }
-            Fault::Partition | Fault::IsolateLeader => self.partition(fault, delay),
+            Fault::Partition => self.split(|_, dice| dice.chance(50), delay),
+            Fault::IsolateLeader => self.isolate(self.leader().unwrap_or(victim), delay),
             Fault::Loss => {
                 self.network.loss_percent = self.dice.pick(&[2, 10, 40]);
                 self.network.double_percent = self.dice.pick(&[0, 5, 30]);
@@ -740,11 +747,13 @@ impl World {
         }
     }
 
-    fn partition(&mut self, fault: Fault, delay: Micros) {
-        let leader = self.leader();
-        let apart: Vec<bool> = (0..self.slots.len())
-            .map(|member| if fault == Fault::IsolateLeader { Some(member) == leader } else { self.dice.chance(50) })
-            .collect();
+    fn isolate(&mut self, member: usize, delay: Micros) {
+        self.split(|other, _| other == member, delay);
+    }
+
+    /// Cuts between those that are apart and the others.
+    fn split(&mut self, is_apart: impl Fn(usize, &mut Dice) -> bool, delay: Micros) {
+        let apart: Vec<bool> = (0..self.slots.len()).map(|member| is_apart(member, &mut self.dice)).collect();
         for from in 0..apart.len() {
             for to in 0..apart.len() {
                 if apart[from] != apart[to] {

@@ -79,7 +79,10 @@ pub struct Start {
     pub base: (u64, u64),
     /// In index order without gaps, starting at `base.0 + 1`.
     pub entries: Vec<Entry>,
-    /// The checkpoint's applied index, its entry's term, and the configuration at exactly that index (R14).
+    /// The applied index of the state that starts, its entry's term, and the configuration at exactly that index (R14).
     pub applied: (u64, u64),
     pub conf_state: ConfState,
+    /// How far the checkpoint on disk has come: below `applied` by what was replayed from the log. The log goes by this
+    /// one, for a crash goes back to it.
+    pub checkpoint_index: u64,
 }

@@ -117,6 +117,7 @@ impl Driver {
     /// Work on a recovered log. An error means that log and checkpoint do not fit together.
     pub fn new(config: &RaftConfig, start: Start, parts: Parts) -> Result<Driver, Failure> {
         let applied = start.applied.0;
+        let checkpoint_index = start.checkpoint_index;
         let node = Node::new(config, start)?;
         let shared = Arc::new(Shared::default());
         shared.applied_index.store(applied, Ordering::Relaxed);
@@ -133,7 +134,7 @@ impl Driver {
             shown: RaftStatus::default(),
             removed: false,
             snapshot_entries: config.snapshot_entries,
-            checkpoint_index: applied,
+            checkpoint_index,
             recorded_index: applied,
             bytes_since_record: 0,
         })

@@ -107,6 +107,7 @@ impl Node {
     pub fn new(config: &RaftConfig, start: Start) -> Result<Node, Failure> {
         let saved = start.hard_state;
         let applied = start.applied.0;
+        let durable_index = start.checkpoint_index;
         let log = recover::checked_log(start)?;
         let settings = raft::Config {
             id: config.id.0,
@@ -142,7 +143,7 @@ impl Node {
             deferred: Vec::new(),
             held_reads: VecDeque::new(),
             handed_out: HandedOut::new(applied),
-            durable_index: applied,
+            durable_index,
             removed_at: None,
             conf_index: applied,
             building: None,

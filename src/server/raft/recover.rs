@@ -10,7 +10,7 @@ use crate::proto::raftpb::HardState;
 
 /// The log that was recovered, checked against the checkpoint.
 pub fn checked_log(start: Start) -> Result<MemoryLog, Failure> {
-    let Start { mut hard_state, base, entries, applied, conf_state } = start;
+    let Start { mut hard_state, base, entries, applied, conf_state, checkpoint_index: _ } = start;
     let last = base.0 + entries.len() as u64;
     if applied.0 < base.0 || applied.0 > last {
         return Err(Failure::Refused(format!(

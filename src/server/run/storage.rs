@@ -128,6 +128,7 @@ pub fn state_of(
     recovered: Recovered,
 ) -> Result<(Machine, Start), Failure> {
     let (buckets, applied) = checkpoint.buckets()?;
+    let checkpoint_index = applied.index;
     let mut machine = Machine::restore(config, checkpoint.tables()?, &buckets, applied)?;
     let hard_state = replay(&mut machine, &recovered)?;
     let applied = machine.applied();
@@ -137,6 +138,7 @@ pub fn state_of(
         applied: (applied.index, applied.term),
         conf_state: applied.conf_state.clone(),
         entries: recovered.entries,
+        checkpoint_index,
     };
     Ok((machine, start))
 }

@@ -282,6 +282,7 @@ impl Cluster {
             entries: disk.entries,
             applied: (state.index, state.term),
             conf_state: state.conf_state(),
+            checkpoint_index: state.index,
         };
         member.state = state;
         member.node = Some(Node::new(&config, start).unwrap());

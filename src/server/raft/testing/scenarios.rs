@@ -477,6 +477,7 @@ fn start(applied: (u64, u64), hard_state: (u64, u64, u64), entries: &[(u64, u64)
             .collect(),
         applied,
         conf_state: ConfState { voters: vec![1, 2], ..Default::default() },
+        checkpoint_index: applied.0,
     }
 }
 
