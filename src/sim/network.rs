@@ -23,14 +23,19 @@ pub struct Network {
     cuts: BTreeSet<(u64, u64)>,
     pub loss_percent: u64,
     pub double_percent: u64,
-    pub delay_min: Micros,
+    /// Of so many messages in a hundred, the delay may be as long as `delay_max`.
+    pub slow_percent: u64,
     pub delay_max: Micros,
 }
+
+const DELAY_MIN: Micros = 200;
+const DELAY_USUAL_MAX: Micros = 2_000;
 
 impl Network {
     /// A healthy one.
     pub fn new() -> Network {
-        Network { cuts: BTreeSet::new(), loss_percent: 0, double_percent: 0, delay_min: 200, delay_max: 2_000 }
+        let cuts = BTreeSet::new();
+        Network { cuts, loss_percent: 0, double_percent: 0, slow_percent: 0, delay_max: DELAY_USUAL_MAX }
     }
 
     pub fn cut(&mut self, from: u64, to: u64) {
@@ -45,6 +50,11 @@ impl Network {
         self.cuts.clear();
     }
 
+    /// No loss, no doubles, no delay; cuts stay.
+    pub fn heal_weather(&mut self) {
+        *self = Network { cuts: std::mem::take(&mut self.cuts), ..Network::new() };
+    }
+
     pub fn passes(&self, message: &Message) -> bool {
         !self.cuts.contains(&(message.from, message.to))
     }
@@ -57,6 +67,12 @@ impl Network {
         // A stream never brings a message twice. Raft does not mind if one does, but a forwarded proposal would be two.
         let doubled = message.r#type != numbers::MSG_PROP && dice.chance(self.double_percent);
         let copies = if doubled { 2 } else { 1 };
-        (0..copies).map(|_| now + self.delay_min + dice.below(self.delay_max - self.delay_min + 1)).collect()
+        (0..copies).map(|_| now + self.delay(dice)).collect()
+    }
+
+    /// Few messages are slow and most are not, so that the slow ones are overtaken.
+    fn delay(&self, dice: &mut Dice) -> Micros {
+        let longest = if dice.chance(self.slow_percent) { self.delay_max } else { DELAY_USUAL_MAX };
+        DELAY_MIN + dice.below(longest)
     }
 }

@@ -55,6 +55,8 @@ const PATIENCE: Micros = 3 * SECOND;
 const CALM_MAX: Micros = 30 * SECOND;
 /// Longest time without a disk operation in which a planned power cut waits for one.
 const CUT_WITHIN_OPERATIONS: u64 = 40;
+/// About as many disk operations as it takes to install a snapshot.
+const INSTALL_OPERATIONS: u64 = 6;
 const EIO: i32 = 5;
 /// 2020-01-01, in milliseconds: where the simulated wall clock starts.
 const EPOCH_MILLIS: u64 = 1_577_836_800_000;
@@ -279,13 +281,7 @@ impl World {
             Event::Patience { client, call } => self.lose_patience(client, call),
             Event::Fault => self.fault(),
             Event::HealCuts => self.network.heal_cuts(),
-            Event::HealWeather => {
-                let healthy = Network::new();
-                self.network.loss_percent = healthy.loss_percent;
-                self.network.double_percent = healthy.double_percent;
-                self.network.delay_min = healthy.delay_min;
-                self.network.delay_max = healthy.delay_max;
-            }
+            Event::HealWeather => self.network.heal_weather(),
         }
         Ok(())
     }
@@ -479,6 +475,10 @@ impl World {
         let slot = &mut self.slots[member];
         if let Some(image) = image {
             slot.member.prepare(index, image);
+            // Installing takes several steps on disk, and happens seldom: the power fails there more often than by chance.
+            if self.plan.faults.contains(&Fault::PowerCut) && !self.calm && self.dice.chance(40) {
+                slot.member.disk().crash_at(1 + self.dice.below(INSTALL_OPERATIONS));
+            }
         }
         if let Some(running) = &slot.member.running {
             running.raft.step(message);
@@ -725,6 +725,7 @@ impl World {
             }
             Fault::Delay => {
                 self.network.delay_max = self.dice.pick(&[20_000, 200_000, 2_000_000]);
+                self.network.slow_percent = self.dice.pick(&[10, 30, 100]);
                 self.after(delay, Event::HealWeather);
             }
             Fault::HoldApply => self.slots[victim].apply_held_until = self.now + delay,

@@ -138,7 +138,8 @@ fn a_write_that_is_applied_twice_is_nobodys_the_second_time() {
 
 #[test]
 fn every_field_of_a_reply_counts() {
-    let alter: [(usize, fn(&mut Response)); 4] = [
+    type Alter = fn(&mut Response);
+    let alter: [(usize, Alter); 4] = [
         (2, |response| {
             if let Response::Put(put) = response {
                 put.prev_kv.as_mut().unwrap().version += 1
