@@ -18,7 +18,7 @@
 //! * [`server`]: one member. `run` puts it together; `api` is what clients see, `peer` what members see; `raft` orders,
 //!   `apply` carries out, `mvcc` remembers, `checkpoint` and `snapshot` are its files; `duties` is what it does unasked.
 //! * [`client`] and [`ctl`]: what speaks to a member, and the command line on top.
-//! * [`supervisor`]: Procfile stacks.
+//! * [`supervisor`]: Procfile stacks. [`bench`]: load on any etcd, and two programs compared.
 //! * [`sim`]: whole clusters on one thread, under faults that a seed chooses. [`torture`]: what judges their history.
 //! * [`disk`]: durable files, real and simulated. [`common`]: ids, revisions, errors, versions. [`proto`]: messages.
 //!
@@ -28,6 +28,7 @@
 //! equal HashKV at equal revisions. Nothing waits for the database file but the flusher. What a client, a peer or a file
 //! says is checked and answered, never asserted; the first disk error ends the process.
 
+pub mod bench;
 pub mod client;
 pub mod common;
 pub mod ctl;

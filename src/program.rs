@@ -17,6 +17,7 @@ Usage:
   quorate server [flags]            run a member (etcd's flags; `quorate server --help` lists them)
   quorate ctl [flags] <command>     talk to a cluster (etcdctl's commands; `quorate ctl help`)
   quorate supervisor <command>      run and control the processes of a Procfile (`quorate supervisor help`)
+  quorate bench <workload>          put load on any etcd and measure it; `bench compare` measures two programs
   quorate version                   print the version
 
 Started under the name etcd, etcdctl or goreman (a symlink), it takes that program's command line.
@@ -37,6 +38,7 @@ pub enum Program {
     Server(Manner, Vec<OsString>),
     Ctl(Manner, Vec<OsString>),
     Supervisor(Manner, Vec<OsString>),
+    Bench(Vec<OsString>),
     Help,
     Version,
     Unknown(String),
@@ -59,6 +61,7 @@ impl Program {
             "server" => Program::Server(Manner::Native, words),
             "ctl" => Program::Ctl(Manner::Native, words),
             "supervisor" => Program::Supervisor(Manner::Native, words),
+            "bench" => Program::Bench(words),
             "help" | "-h" | "--help" | "-help" => Program::Help,
             "version" | "--version" | "-version" => Program::Version,
             _ => Program::Unknown(first),
@@ -77,6 +80,7 @@ impl Program {
                 crate::ctl::main(words, personality)
             }
             Program::Supervisor(manner, words) => crate::supervisor::main(words, manner),
+            Program::Bench(words) => crate::bench::main(words),
             Program::Help => {
                 anstream::print!("{HELP}");
                 ExitCode::SUCCESS
@@ -110,6 +114,7 @@ mod tests {
         check("quorate", "server --name m1", Program::Server(Manner::Native, words("--name m1")));
         check("anything", "ctl get a", Program::Ctl(Manner::Native, words("get a")));
         check("quorate", "supervisor start", Program::Supervisor(Manner::Native, words("start")));
+        check("quorate", "bench put --total 5", Program::Bench(words("put --total 5")));
         check("quorate", "", Program::Help);
         check("quorate", "sever", Program::Unknown("sever".to_owned()));
     }

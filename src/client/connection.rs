@@ -27,7 +27,7 @@ const KEEPALIVE_TIME_MIN: Duration = Duration::from_secs(10);
 
 /// Bytes a server may send ahead of our reading, per stream and per connection: a page of a few MiB must not wait for
 /// window updates.
-const WINDOW_BYTES: u32 = 4 << 20;
+pub(super) const WINDOW_BYTES: u32 = 4 << 20;
 
 /// Longest that one attempt to connect and greet may take: grpc-go's minimum connect timeout.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);

@@ -6,12 +6,14 @@
 //! ```text
 //! kv, cluster, maintenance ──▶ call (deadline, attempts, metadata) ──▶ balancer ──▶ connection (HTTP/2)
 //!                                   └── retry: may this be sent again?
+//! bench ──▶ direct (one bare connection)
 //! ```
 
 mod balancer;
 mod call;
 mod cluster;
 mod connection;
+pub mod direct;
 pub mod endpoint;
 pub mod error;
 mod kv;

@@ -2,10 +2,9 @@
 //!
 //! Pure but for name resolution, which is passed in. Source: server.md 10.1, 10.2, 6.1.
 
-use std::collections::BTreeMap;
-
 use crate::common::ids::ClusterId;
 use crate::common::ids::MemberId;
+use crate::server::config::initial_cluster::InitialCluster;
 
 /// A member as it is known before the first entry is applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,9 +23,6 @@ pub struct Identity {
     /// Ascending by id.
     pub members: Vec<Founder>,
 }
-
-/// `--initial-cluster`: names with their peer URLs, as typed.
-pub type InitialCluster = BTreeMap<String, Vec<String>>;
 
 /// A member of a running cluster, from the JSON of its peers' `/members`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
@@ -47,10 +43,10 @@ pub enum BootstrapError {
     NoLocalName(String),
     #[error("initial cluster {0} has duplicate url")]
     DuplicateUrl(String),
-    #[error(
-        "--initial-cluster has {entry} but missing from --initial-advertise-peer-urls={advertised} (resolved urls: {resolved})"
-    )]
-    NotAdvertised { entry: String, advertised: String, resolved: String },
+    #[error("--initial-cluster has {entry} but missing from --initial-advertise-peer-urls={advertised} ({why})")]
+    NotAdvertised { entry: String, advertised: String, why: String },
+    #[error("--initial-advertise-peer-urls has {entry} but missing from --initial-cluster={cluster}")]
+    NotInInitialCluster { entry: String, cluster: String },
     #[error("member {0} has already been bootstrapped")]
     AlreadyBootstrapped(MemberId),
     #[error("error validating peerURLs {0}: member count is unequal")]
@@ -147,28 +143,42 @@ fn check_advertised(
     advertised: &[String],
     resolve: Resolve<'_>,
 ) -> Result<(), BootstrapError> {
-    if same_urls(own, advertised, resolve) {
-        return Ok(());
+    let Err(why) = compare_urls(advertised, own, resolve) else { return Ok(()) };
+    let (own, advertised) = (sorted(own), sorted(advertised));
+    let entries = |urls: &[String], others: &[String]| {
+        let missing = urls.iter().filter(|url| !others.contains(url)).map(|url| format!("{name}={url}"));
+        missing.collect::<Vec<_>>().join(",")
+    };
+    let entry = entries(&own, &advertised);
+    if !entry.is_empty() {
+        return Err(BootstrapError::NotAdvertised { entry, advertised: advertised.join(","), why });
     }
-    let missing: Vec<String> = sorted(own).into_iter().filter(|url| !advertised.contains(url)).collect();
-    let entry: Vec<String> = missing.iter().map(|url| format!("{name}={url}")).collect();
-    let advertised = sorted(advertised).join(",");
-    let resolved = format!("\"{advertised}\" != \"{}\"", sorted(own).join(","));
-    Err(BootstrapError::NotAdvertised { entry: entry.join(","), advertised, resolved })
+    // Not equal, and everything of the one list is in the other: the other has more.
+    let cluster = own.iter().map(|url| format!("{name}={url}")).collect::<Vec<_>>().join(",");
+    Err(BootstrapError::NotInInitialCluster { entry: entries(&advertised, &own), cluster })
 }
 
-/// Equal as written, or equal once hosts are resolved.
 fn same_urls(left: &[String], right: &[String], resolve: Resolve<'_>) -> bool {
+    compare_urls(left, right, resolve).is_ok()
+}
+
+/// Equal as written, or equal once hosts are resolved; else why not, in etcd's words.
+fn compare_urls(left: &[String], right: &[String], resolve: Resolve<'_>) -> Result<(), String> {
     if sorted(left) == sorted(right) {
-        return true;
+        return Ok(());
     }
     if left.len() != right.len() {
-        return false;
+        let quoted = |urls: &[String]| urls.iter().map(|url| format!("{url:?}")).collect::<Vec<_>>().join(" ");
+        return Err(format!("len([{}]) != len([{}])", quoted(left), quoted(right)));
     }
-    let resolved = |urls: &[String]| urls.iter().map(|url| resolve(url)).collect::<Result<Vec<_>, _>>();
-    match (resolved(left), resolved(right)) {
-        (Ok(left), Ok(right)) => sorted(&left) == sorted(&right),
-        _ => false,
+    let resolved = |urls: &[String]| -> Result<Vec<String>, String> {
+        let urls = urls.iter().map(|url| resolve(url)).collect::<Result<Vec<_>, _>>()?;
+        Ok(sorted(&urls))
+    };
+    let (left, right) = (resolved(left)?, resolved(right)?);
+    match left.iter().zip(&right).find(|(left, right)| left != right) {
+        Some((left, right)) => Err(format!("resolved urls: {left:?} != {right:?}")),
+        None => Ok(()),
     }
 }
 
@@ -239,6 +249,20 @@ mod tests {
             &two,
             "--initial-cluster has a=http://h:1 but missing from --initial-advertise-peer-urls=http://h:9 \
              (resolved urls: \"http://h:9\" != \"http://h:1\")",
+        );
+        check(
+            "a",
+            &["http://h:9", "http://h:1"],
+            &two,
+            "--initial-advertise-peer-urls has a=http://h:9 but missing from --initial-cluster=a=http://h:1",
+        );
+        let more = cluster(&[("a", "http://h:1"), ("a", "http://h:3")]);
+        check(
+            "a",
+            &["http://h:1"],
+            &more,
+            "--initial-cluster has a=http://h:3 but missing from --initial-advertise-peer-urls=http://h:1 \
+             (len([\"http://h:1\"]) != len([\"http://h:1\" \"http://h:3\"]))",
         );
     }
 

@@ -120,6 +120,12 @@ struct Inner {
     metrics: ProposeMetrics,
 }
 
+/// A request as it goes into the log.
+struct Encoded {
+    id: u64,
+    data: Bytes,
+}
+
 /// What a proposer is made of.
 pub struct ProposerParts {
     pub limits: ProposeLimits,
@@ -142,15 +148,20 @@ impl Proposer {
 
     /// Writes a request to the log and waits until it is applied here. An error from `Timeout` on means that the
     /// outcome is unknown: the entry may still be applied.
-    pub async fn propose(&self, request: InternalRaftRequest) -> Result<Reply, Answer> {
-        self.check_space(request_cost(&request)).await?;
-        let result = self.submit(request).await;
-        // Applied beyond the quota: the alarm is up before the caller hears of it. Where one is up already, of
-        // whichever member, that was the reason (server.md 6.4).
-        if result == Err(Answer::NoSpace) && !self.inner.published.alarms.any(AlarmType::Nospace) {
-            self.raise_no_space().await;
+    pub fn propose(&self, request: InternalRaftRequest) -> impl Future<Output = Result<Reply, Answer>> + Send {
+        // Encoded before anything waits: a request has room for every kind, and its bytes are what is carried along.
+        let cost_bytes = request_cost(&request);
+        let entry = self.encode(request);
+        async move {
+            self.check_space(cost_bytes).await?;
+            let result = self.submit(entry).await;
+            // Applied beyond the quota: the alarm is up before the caller hears of it. Where one is up already, of
+            // whichever member, that was the reason (server.md 6.4).
+            if result == Err(Answer::NoSpace) && !self.inner.published.alarms.any(AlarmType::Nospace) {
+                self.raise_no_space().await;
+            }
+            result
         }
-        result
     }
 
     /// The quota at the door: raises NOSPACE and refuses when `cost_bytes` do not fit. The API calls it before it
@@ -180,7 +191,7 @@ impl Proposer {
             "database space exceeded, raising an alarm"
         );
         let request = InternalRaftRequest { alarm: Some(alarm), ..InternalRaftRequest::default() };
-        if let Err(answer) = self.submit(request).await {
+        if let Err(answer) = self.submit(self.encode(request)).await {
             tracing::warn!(%answer, "cannot raise the alarm");
         }
     }
@@ -224,19 +235,22 @@ impl Proposer {
         self.inner.limits.request_timeout
     }
 
-    async fn submit(&self, mut request: InternalRaftRequest) -> Result<Reply, Answer> {
-        self.admit()?;
+    /// The log entry of a request, with a new id.
+    fn encode(&self, mut request: InternalRaftRequest) -> Encoded {
         let id = self.inner.ids.next();
         request.header.get_or_insert_default().id = id;
         // One exact buffer of its own: log, WAL, peers and our own apply share it, and nothing of the caller's socket
         // buffer is retained.
         let mut data = Vec::with_capacity(request.encoded_len());
         request.encode(&mut data).expect("a Vec grows");
-        drop(request);
+        Encoded { id, data: Bytes::from(data) }
+    }
+
+    async fn submit(&self, Encoded { id, data }: Encoded) -> Result<Reply, Answer> {
+        self.admit()?;
         if data.len() > self.inner.limits.request_bytes_max {
             return Err(Answer::RequestTooLarge);
         }
-        let data = Bytes::from(data);
         let deadline = Instant::now() + self.inner.limits.request_timeout;
         self.enter(id, Some(deadline), || self.inner.raft.propose(id, data.clone())).await
     }

@@ -92,7 +92,11 @@ impl Reader {
             next.push_back(sender);
         }
         self.inner.arrived.notify_one();
-        let index = receiver.await.map_err(|_| Answer::Stopped)??;
+        // By its own clock: without a leader, a read that came during a round would wait for that one and for the next.
+        let index = match tokio::time::timeout(self.inner.request_timeout, receiver).await {
+            Ok(index) => index.map_err(|_| Answer::Stopped)??,
+            Err(_) => return Err(Answer::Timeout),
+        };
         self.wait_applied(index).await
     }
 

@@ -274,14 +274,17 @@ impl Listener for Desk {
     }
 
     fn status_changed(&self, status: RaftStatus) {
-        let before = self.raft.borrow().status;
-        let new_leader = status.leader.is_some() && status.leader != before.leader;
-        self.raft.send_modify(|now| {
+        self.raft.send_if_modified(|now| {
+            let RaftStatus { commit_index, last_index, .. } = status;
+            let only_indexes = RaftStatus { commit_index, last_index, ..now.status } == status;
+            let new_leader = status.leader.is_some() && status.leader != now.status.leader;
             now.status = status;
             if new_leader {
                 now.leader_changes += 1;
                 now.leader_since = Some(Instant::now());
             }
+            // Indexes move with every write: they are looked up, nobody waits for them here.
+            !only_indexes
         });
     }
 }
@@ -382,6 +385,20 @@ mod tests {
         desk.read_ready(Bytes::from_static(b"new"), 7);
         desk.read_ready(Bytes::from_static(b"newer"), 9);
         assert_eq!(round.await, Ok(7));
+    }
+
+    #[test]
+    fn indexes_are_shown_without_waking_anyone() {
+        let desk = desk();
+        desk.status_changed(leader(1));
+        let mut watcher = desk.watch_raft();
+        desk.status_changed(RaftStatus { commit_index: 7, last_index: 9, ..leader(1) });
+        assert_eq!((desk.raft_now().status.commit_index, watcher.has_changed().expect("open")), (7, false));
+        desk.status_changed(RaftStatus { term: 2, commit_index: 7, last_index: 9, ..leader(1) });
+        assert!(watcher.has_changed().expect("open"));
+        watcher.mark_unchanged();
+        desk.status_changed(leader(2));
+        assert!(watcher.has_changed().expect("open"));
     }
 
     #[test]

@@ -64,8 +64,7 @@ use crate::server::raft::state_machine::StateMachine;
 use crate::server::raft::state_machine::Transport;
 use crate::server::raft::wal::Wal;
 use crate::server::raft::wal::WalOptions;
-use crate::server::run::storage::snapshot_needed;
-use crate::server::run::storage::state_of;
+use crate::server::run::storage::resume;
 use crate::server::waiters::Desk;
 use crate::server::waiters::DeskMetrics;
 use crate::sim::judge::Judge;
@@ -292,10 +291,9 @@ impl Member {
     pub fn new(id: MemberId, founders: &[MemberId], seed: u64, judge: Arc<Mutex<Judge>>) -> Result<Member, Failure> {
         let disk = SimDisk::new(seed);
         let metadata = walpb::Metadata { node_id: id.0, cluster_id: 1 };
-        let mut wal = Wal::create(Arc::new(disk.clone()), Path::new(LOG_DIR), metadata, options())?;
         let named = |id: &MemberId| (*id, format!("m{}", id.0), vec![format!("http://127.0.0.1:{}", id.0)]);
         let (entries, hard_state, _) = bootstrap_entries(&founders.iter().map(named).collect::<Vec<_>>());
-        wal.save(Some(&hard_state), &entries, true)?;
+        Wal::found(Arc::new(disk.clone()), Path::new(LOG_DIR), metadata, options(), &hard_state, &entries)?;
         lock(&judge).saved(id, Some(&hard_state), &entries, true);
         let checkpoint = MemoryCheckpoint::new();
         let files = Files { disk, checkpoint, images: BTreeMap::new(), writes: 0 };
@@ -310,7 +308,7 @@ impl Member {
         lock(&self.judge).recovered(self.id, &recovered);
         let checkpoint = {
             let mut files = lock(&self.files);
-            let needed = snapshot_needed(&recovered);
+            let needed = recovered.base.index;
             if needed > files.checkpoint.buckets()?.1.index {
                 files.finish_install(needed)?;
             }
@@ -319,7 +317,7 @@ impl Member {
         };
         let machine_config = MachineConfig { space: Space::new(0), ttl_seconds_min: 2, learners_max: 1 };
         let space = machine_config.space.clone();
-        let (machine, start) = state_of(machine_config, &checkpoint, recovered)?;
+        let (start, machine) = resume(machine_config, &checkpoint, recovered)?;
         lock(&self.judge).starts_at(self.id, machine.applied().index);
         let registry = Registry::new();
         let desk = Arc::new(Desk::new(machine.applied().index, DeskMetrics::register(&registry)));

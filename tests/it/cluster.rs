@@ -1,5 +1,6 @@
 //! Real processes: members of ours, members of real etcd, in one cluster; every one is gone when it is dropped.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::path::PathBuf;
@@ -11,8 +12,11 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use prost::Message;
+use quorate::disk::real::RealDisk;
 use quorate::proto::etcdserverpb::HashKvRequest;
 use quorate::proto::etcdserverpb::HashKvResponse;
+use quorate::proto::etcdserverpb::MoveLeaderRequest;
 use quorate::proto::etcdserverpb::PutRequest;
 use quorate::proto::etcdserverpb::RangeRequest;
 use quorate::proto::etcdserverpb::RangeResponse;
@@ -20,6 +24,10 @@ use quorate::proto::etcdserverpb::StatusRequest;
 use quorate::proto::etcdserverpb::StatusResponse;
 use quorate::proto::etcdserverpb::kv_client::KvClient;
 use quorate::proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use quorate::proto::raft_numbers::ENTRY_CONF_CHANGE;
+use quorate::proto::raftpb::ConfChange;
+use quorate::proto::raftpb::Entry;
+use quorate::server::raft::wal::Wal;
 use tempfile::TempDir;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -39,6 +47,7 @@ pub enum Program {
 /// One member process, running or not.
 pub struct Member {
     pub name: String,
+    number: usize,
     pub client_port: u16,
     pub peer_port: u16,
     pub data_dir: PathBuf,
@@ -72,39 +81,34 @@ impl Cluster {
 
     /// Everything but the start.
     pub fn prepare(programs: &[Program], extra: &[&str]) -> Cluster {
-        let dir = tempfile::Builder::new().prefix("quorate-it-").tempdir().expect("a temporary directory");
-        let names: Vec<String> = (1..=programs.len()).map(|number| format!("m{number}")).collect();
         let ports: Vec<(u16, u16)> = programs.iter().map(|_| (free_port(), free_port())).collect();
-        let initial: Vec<String> =
-            names.iter().zip(&ports).map(|(name, (_, peer))| format!("{name}=http://127.0.0.1:{peer}")).collect();
+        Cluster::prepare_at(programs, &ports, extra)
+    }
+
+    /// The same on these client and peer ports.
+    pub fn prepare_at(programs: &[Program], ports: &[(u16, u16)], extra: &[&str]) -> Cluster {
+        let dir = tempfile::Builder::new().prefix("quorate-it-").tempdir().expect("a temporary directory");
+        let named = ports.iter().zip(1..);
+        let initial: Vec<String> = named.map(|((_, peer), number)| initial_entry(number, *peer)).collect();
         let initial = initial.join(",");
-        let members = programs
-            .iter()
-            .zip(names)
-            .zip(ports)
-            .map(|((program, name), (client_port, peer_port))| {
-                let data_dir = dir.path().join(format!("{name}.etcd"));
-                let client = format!("http://127.0.0.1:{client_port}");
-                let peer = format!("http://127.0.0.1:{peer_port}");
-                let pairs = [
-                    ("--name", name.as_str()),
-                    ("--data-dir", data_dir.to_str().expect("temporary paths are UTF-8")),
-                    ("--listen-client-urls", &client),
-                    ("--advertise-client-urls", &client),
-                    ("--listen-peer-urls", &peer),
-                    ("--initial-advertise-peer-urls", &peer),
-                    ("--initial-cluster", &initial),
-                    ("--initial-cluster-state", "new"),
-                    ("--initial-cluster-token", "it"),
-                ];
-                let mut args: Vec<String> =
-                    pairs.iter().flat_map(|(flag, value)| [flag, value]).map(|word| word.to_string()).collect();
-                args.extend(extra.iter().map(|word| word.to_string()));
-                let log = dir.path().join(format!("{name}.log"));
-                Member { name, client_port, peer_port, data_dir, program: program.clone(), args, log, child: None }
-            })
+        let members = programs.iter().zip(ports.iter().copied()).zip(1..);
+        let members = members
+            .map(|((program, ports), number)| Member::new(dir.path(), number, program, ports, &initial, "new", extra))
             .collect();
         Cluster { members, dir }
+    }
+
+    /// A further member that will join: the cluster must have been told of its peer URL before it starts. Its position.
+    pub fn prepare_joiner(&mut self, program: &Program, extra: &[&str]) -> usize {
+        let position = self.members.len();
+        let number = self.members.iter().map(|member| member.number).max().unwrap_or_default() + 1;
+        let ports = (free_port(), free_port());
+        let mut initial: Vec<String> =
+            self.members.iter().map(|member| initial_entry(member.number, member.peer_port)).collect();
+        initial.push(initial_entry(number, ports.1));
+        let initial = initial.join(",");
+        self.members.push(Member::new(self.dir.path(), number, program, ports, &initial, "existing", extra));
+        position
     }
 
     /// Waits until every running member serves a linearizable read.
@@ -112,12 +116,6 @@ impl Cluster {
         for member in self.members.iter().filter(|member| member.is_running()) {
             member.wait_ready().await;
         }
-    }
-
-    /// All client endpoints, comma separated, as `--endpoints` takes them.
-    pub fn endpoints(&self) -> String {
-        let endpoints: Vec<String> = self.members.iter().map(Member::endpoint).collect();
-        endpoints.join(",")
     }
 
     /// The position of the running member that says that it leads, once all running members agree on it.
@@ -142,6 +140,64 @@ impl Cluster {
         .await
     }
 
+    /// Moves leadership to a member whose position is wanted, in an orderly way: a real leader is asked to, one of ours
+    /// hands over when it stops (to whom is its choice, so this repeats). The new leader's position.
+    pub async fn move_leader(&mut self, wanted: impl Fn(usize) -> bool) -> usize {
+        for _ in 0..20 {
+            let leader = self.leader().await;
+            if wanted(leader) {
+                return leader;
+            }
+            match self.members[leader].program {
+                Program::Ours => {
+                    self.members[leader].terminate();
+                    self.leader().await;
+                    self.members[leader].start();
+                    self.members[leader].wait_ready().await;
+                }
+                Program::Etcd(_) => {
+                    let running = |position: &usize| self.members[*position].is_running();
+                    let mut targets = (0..self.members.len()).filter(running).filter(|position| wanted(*position));
+                    let target = targets.next().expect("somebody is wanted");
+                    let target_id = self.members[target].id().await;
+                    let channel = self.members[leader].connect().await.expect("a connection");
+                    let moved = MaintenanceClient::new(channel).move_leader(MoveLeaderRequest { target_id }).await;
+                    moved.unwrap_or_else(|status| panic!("{}", self.logs(&format!("not moved: {status}"))));
+                }
+            }
+        }
+        panic!("{}", self.logs("leadership never got there"));
+    }
+
+    /// Every entry that two members have committed is the same in both logs, byte for byte. For stopped members. The
+    /// number of entries that more than one of them had.
+    pub fn logs_agree(&self) -> usize {
+        let mut seen: BTreeMap<u64, (&str, Entry)> = BTreeMap::new();
+        let mut shared = 0;
+        for member in &self.members {
+            assert!(!member.is_running(), "{} still writes its log", member.name);
+            let log = Wal::inspect(&RealDisk, &member.data_dir.join("member").join("wal")).expect("a whole log");
+            let commit = log.hard_state.commit;
+            for entry in log.entries.into_iter().filter(|entry| entry.index <= commit) {
+                match seen.get(&entry.index) {
+                    // Every founder writes these itself, and 3.5's spell out zeros (peer.md 1.5).
+                    Some((other, theirs)) if entry.r#type == ENTRY_CONF_CHANGE && entry.term == 1 => {
+                        let meaning = |entry: &Entry| ConfChange::decode(entry.data.clone()).expect("a change");
+                        assert_eq!(meaning(&entry), meaning(theirs), "entry of {} and of {other}", member.name);
+                    }
+                    Some((other, theirs)) => {
+                        assert_eq!(&entry, theirs, "entry of {} and of {other}", member.name);
+                        shared += 1;
+                    }
+                    None => {
+                        seen.insert(entry.index, (&member.name, entry));
+                    }
+                }
+            }
+        }
+        shared
+    }
+
     /// The same revision and the same HashKV on all running members: that hash, or a panic that shows the difference.
     pub async fn hashes_agree(&self) -> HashKvResponse {
         eventually("equal hashes on all members", async || {
@@ -149,13 +205,15 @@ impl Cluster {
             for member in self.members.iter().filter(|member| member.is_running()) {
                 let hash = member.hash_kv(0).await.map_err(|status| format!("{}: {status}", member.name))?;
                 let revision = hash.header.as_ref().map(|header| header.revision).unwrap_or_default();
-                seen.push((revision, HashKvResponse { header: None, ..hash }));
+                // A real 3.5.1 does not know the field yet and leaves it 0.
+                let hash_revision = if hash.hash_revision == 0 { revision } else { hash.hash_revision };
+                seen.push((revision, HashKvResponse { header: None, hash_revision, ..hash }));
             }
             let same = seen.windows(2).all(|pair| pair[0] == pair[1]);
-            match seen.into_iter().next() {
-                Some((_, first)) if same => Ok(first),
-                other => Err(self.logs(&format!("first is {other:?}"))),
+            if !same {
+                return Err(self.logs(&format!("they are {seen:?}")));
             }
+            seen.into_iter().next().map(|(_, first)| first).ok_or_else(|| "nobody runs".to_owned())
         })
         .await
     }
@@ -170,7 +228,53 @@ impl Cluster {
     }
 }
 
+/// A failed test leaves its files for whoever looks for the cause.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.dir.disable_cleanup(true);
+            eprintln!("the files are in {}", self.dir.path().display());
+        }
+    }
+}
+
+/// A member's part of `--initial-cluster`.
+fn initial_entry(number: usize, peer_port: u16) -> String {
+    format!("m{number}=http://127.0.0.1:{peer_port}")
+}
+
 impl Member {
+    fn new(
+        dir: &Path,
+        number: usize,
+        program: &Program,
+        (client_port, peer_port): (u16, u16),
+        initial: &str,
+        state: &str,
+        extra: &[&str],
+    ) -> Member {
+        let name = format!("m{number}");
+        let data_dir = dir.join(format!("{name}.etcd"));
+        let client = format!("http://127.0.0.1:{client_port}");
+        let peer = format!("http://127.0.0.1:{peer_port}");
+        let pairs = [
+            ("--name", name.as_str()),
+            ("--data-dir", data_dir.to_str().expect("temporary paths are UTF-8")),
+            ("--listen-client-urls", &client),
+            ("--advertise-client-urls", &client),
+            ("--listen-peer-urls", &peer),
+            ("--initial-advertise-peer-urls", &peer),
+            ("--initial-cluster", initial),
+            ("--initial-cluster-state", state),
+            ("--initial-cluster-token", "it"),
+        ];
+        let mut args: Vec<String> =
+            pairs.iter().flat_map(|(flag, value)| [flag, value]).map(|word| word.to_string()).collect();
+        args.extend(extra.iter().map(|word| word.to_string()));
+        let log = dir.join(format!("{name}.log"));
+        Member { name, number, client_port, peer_port, data_dir, program: program.clone(), args, log, child: None }
+    }
+
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "{} is running", self.name);
         let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
@@ -198,7 +302,24 @@ impl Member {
         self.args.extend(words.iter().map(|word| word.to_string()));
     }
 
-    /// Puts the other program in this member's place from the next start on.
+    /// Gives a real etcd its flags, and `settings`, which have no flag, in a file: it reads flags or a file, not both.
+    pub fn use_config_file(&mut self, settings: &[(&str, &str)]) {
+        let pairs = self.args.chunks_exact(2).map(|pair| (pair[0].trim_start_matches('-'), pair[1].as_str()));
+        let lines = pairs.chain(settings.iter().copied()).map(|(name, value)| format!("{name}: {value}\n"));
+        let path = self.log.with_extension("yaml");
+        std::fs::write(&path, lines.collect::<String>()).expect("a configuration file");
+        self.args = vec!["--config-file".to_owned(), path.to_str().expect("temporary paths are UTF-8").to_owned()];
+    }
+
+    /// Puts another program with another data directory in this member's place from the next start on.
+    pub fn replace(&mut self, program: Program, data_dir: PathBuf) {
+        let at = self.args.iter().position(|word| word == "--data-dir").expect("every member has one");
+        self.args[at + 1] = data_dir.to_str().expect("temporary paths are UTF-8").to_owned();
+        self.data_dir = data_dir;
+        self.program = program;
+    }
+
+    /// Changes the value of a flag from the next start on.
     pub fn set_arg(&mut self, flag: &str, value: &str) {
         let at = self.args.iter().position(|word| word == flag).unwrap_or_else(|| panic!("{flag} is not set"));
         self.args[at + 1] = value.to_owned();
@@ -229,10 +350,26 @@ impl Member {
         nix::sys::signal::kill(pid, signal).unwrap_or_else(|error| panic!("cannot signal {}: {error}", self.name));
     }
 
+    /// How the process ended, if it has; it counts as running until `wait_exit`.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let child = self.child.as_mut()?;
+        child.try_wait().unwrap_or_else(|error| panic!("cannot look after {}: {error}", self.name))
+    }
+
     /// Waits until the process has ended by itself.
     pub fn wait_exit(&mut self) -> ExitStatus {
         let mut child = self.child.take().unwrap_or_else(|| panic!("{} is not running", self.name));
         child.wait().unwrap_or_else(|error| panic!("cannot wait for {}: {error}", self.name))
+    }
+
+    /// How the process has ended, if it has.
+    pub fn try_exit(&mut self) -> Option<ExitStatus> {
+        let child = self.child.as_mut().unwrap_or_else(|| panic!("{} is not running", self.name));
+        let status = child.try_wait().unwrap_or_else(|error| panic!("cannot wait for {}: {error}", self.name));
+        if status.is_some() {
+            self.child = None;
+        }
+        status
     }
 
     pub fn endpoint(&self) -> String {
@@ -244,19 +381,25 @@ impl Member {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// How often the log says this.
+    pub fn log_count(&self, text: &str) -> usize {
+        self.log_text().lines().filter(|line| line.contains(text)).count()
+    }
+
     /// A fresh connection; requests over it take at most ten seconds.
     pub async fn connect(&self) -> Result<Channel, Status> {
         channel(&self.endpoint()).await
     }
 
+    /// A fresh connection whose requests are given up after `patience`, their outcome unknown.
+    pub async fn connect_for(&self, patience: Duration) -> Result<Channel, Status> {
+        connect(&self.endpoint(), patience).await
+    }
+
     pub async fn wait_ready(&self) {
-        eventually(&format!("{} to serve", self.name), async || {
-            let channel = self.connect().await.map_err(|status| status.to_string())?;
-            let read = RangeRequest { key: "ready".into(), ..RangeRequest::default() };
-            match KvClient::new(channel).range(read).await {
-                Ok(_) => Ok(()),
-                Err(status) => Err(format!("{status}\n{}", tail(&self.log_text(), 20))),
-            }
+        eventually(&format!("{} to serve", self.name), async || match self.get("ready").await {
+            Ok(_) => Ok(()),
+            Err(status) => Err(format!("{status}\n{}", tail(&self.log_text(), 20))),
         })
         .await;
     }
@@ -264,6 +407,12 @@ impl Member {
     pub async fn status(&self) -> Result<StatusResponse, Status> {
         let channel = self.connect().await?;
         Ok(MaintenanceClient::new(channel).status(StatusRequest {}).await?.into_inner())
+    }
+
+    /// The member's id, asked from itself.
+    pub async fn id(&self) -> u64 {
+        let status = self.status().await.unwrap_or_else(|status| panic!("{} has no status: {status}", self.name));
+        status.header.map(|header| header.member_id).unwrap_or_default()
     }
 
     pub async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Status> {
@@ -302,8 +451,12 @@ pub async fn put(client: &mut KvClient<Channel>, key: &str, value: &str) -> Resu
 }
 
 pub async fn channel(endpoint: &str) -> Result<Channel, Status> {
+    connect(endpoint, Duration::from_secs(10)).await
+}
+
+async fn connect(endpoint: &str, patience: Duration) -> Result<Channel, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{endpoint}")).expect("an address");
-    let endpoint = endpoint.connect_timeout(Duration::from_secs(2)).timeout(Duration::from_secs(10));
+    let endpoint = endpoint.connect_timeout(Duration::from_secs(2)).timeout(patience);
     endpoint.connect().await.map_err(|error| Status::unavailable(format!("{error:?}")))
 }
 

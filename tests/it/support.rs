@@ -3,11 +3,17 @@
 use std::future::Future;
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
+
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 /// Longest wait for anything. Long because the machine is shared; a passing test never waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -63,6 +69,14 @@ pub fn target_dir() -> PathBuf {
     profile.parent().expect("a profile lies in the target directory").to_owned()
 }
 
+/// A link by this name to our program, in a directory of its own: the name makes it that program.
+pub fn named_program(name: &str) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let link = directory.path().join(name);
+    symlink(env!("CARGO_BIN_EXE_quorate"), &link).expect("a link in a new directory");
+    (directory, link)
+}
+
 /// The team's shared folder with fixtures and transcripts, where this checkout has one.
 pub fn shared_dir() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("QUORATE_SHARED") {
@@ -70,4 +84,23 @@ pub fn shared_dir() -> Option<PathBuf> {
     }
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     root.ancestors().map(|dir| dir.join("shared")).find(|dir| dir.join("fixtures").is_dir())
+}
+
+/// Asks a plain HTTP port on 127.0.0.1: status and body. Status 0 and the reason when there was no answer.
+pub async fn http_get(port: u16, path: &str) -> (u16, String) {
+    let asked = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        // 1.0, so that the body ends with the connection.
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        Ok::<Vec<u8>, std::io::Error>(answer)
+    };
+    let answer = match asked.await {
+        Ok(answer) => String::from_utf8_lossy(&answer).into_owned(),
+        Err(error) => return (0, error.to_string()),
+    };
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    (status.unwrap_or(0), body.to_owned())
 }

@@ -101,6 +101,9 @@ pub trait Backend: Send + Sync + 'static {
     async fn read_barrier(&self) -> Result<(), Answer>;
     /// What reads see now.
     fn snapshot(&self) -> Arc<dyn Snapshot>;
+    /// A range of few keys on what reads see now. Cheaper than by a snapshot, which makes the writer copy what it changes
+    /// next. The header carries the revision only.
+    fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Answer>;
 
     /// Called before a write is checked: refuses and raises NOSPACE when `cost` bytes would not fit the quota.
     async fn check_quota(&self, cost: u64) -> Result<(), Answer>;

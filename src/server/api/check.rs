@@ -22,9 +22,6 @@ use crate::proto::etcdserverpb::request_op::Request;
 /// a compare-free, one-operation chain of 128 would recurse as deep.
 const NESTING_MAX: usize = 8;
 
-/// Bytes a put costs beside its key and value (server.md 6.4).
-const PUT_OVERHEAD_BYTES: u64 = 256;
-
 pub fn range(request: &RangeRequest) -> Result<(), Answer> {
     if request.key.is_empty() {
         return Err(Answer::EmptyKey);
@@ -159,51 +156,6 @@ fn delete_interval(request: &DeleteRangeRequest) -> Option<KeyRange> {
         [0] => None,
         _ => Some(KeyRange::new(request.key.clone(), request.range_end.clone())),
     }
-}
-
-/// Bytes a put may add to the store.
-pub fn put_cost(request: &PutRequest) -> u64 {
-    PUT_OVERHEAD_BYTES + (request.key.len() + request.value.len()) as u64
-}
-
-/// The dearer branch of a transaction, nested ones counted; 0 when neither branch puts anything.
-///
-/// Runs before the shape is checked, so it guards its own depth: deeper than the limit costs nothing and is refused next.
-pub fn txn_cost(request: &TxnRequest) -> u64 {
-    txn_cost_at(request, 0)
-}
-
-fn txn_cost_at(request: &TxnRequest, depth: usize) -> u64 {
-    if depth > NESTING_MAX {
-        return 0;
-    }
-    let branch = |ops: &[RequestOp]| -> u64 {
-        ops.iter()
-            .map(|op| match &op.request {
-                Some(Request::RequestPut(put)) => put_cost(put),
-                Some(Request::RequestTxn(nested)) => txn_cost_at(nested, depth + 1),
-                _ => 0,
-            })
-            .fold(0, u64::saturating_add)
-    };
-    branch(&request.success).max(branch(&request.failure))
-}
-
-/// Whether every operation of both branches is a plain range: such a transaction needs no log entry.
-pub fn is_read_only(request: &TxnRequest) -> bool {
-    ranges(request).all(|range| range.is_some())
-}
-
-/// Whether a read-only transaction needs no barrier: all its ranges say so. Without any operation it needs none either.
-pub fn is_serializable(request: &TxnRequest) -> bool {
-    ranges(request).all(|range| range.is_some_and(|range| range.serializable))
-}
-
-fn ranges(request: &TxnRequest) -> impl Iterator<Item = Option<&RangeRequest>> {
-    request.success.iter().chain(&request.failure).map(|op| match &op.request {
-        Some(Request::RequestRange(range)) => Some(range),
-        _ => None,
-    })
 }
 
 #[cfg(test)]

@@ -2,6 +2,9 @@
 
 use super::*;
 use crate::proto::etcdserverpb::Compare;
+use crate::server::apply::quota;
+use crate::server::apply::txn::is_read_only;
+use crate::server::apply::txn::is_serializable;
 
 fn key(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
@@ -158,33 +161,13 @@ fn then_and_else_may_write_the_same_key() {
     assert_eq!(txn(&branches(vec![put_op("a")], vec![put_op("a")]), 128), Ok(()));
 }
 
-#[test]
-fn routing_follows_the_operations() {
-    let check = |request: TxnRequest, read_only: bool, serializable: bool| {
-        assert_eq!((is_read_only(&request), is_serializable(&request)), (read_only, serializable), "{request:?}");
-    };
-    check(branches(vec![], vec![]), true, true);
-    check(branches(vec![range_op("a", true)], vec![]), true, true);
-    check(branches(vec![range_op("a", true)], vec![range_op("a", false)]), true, false);
-    check(branches(vec![range_op("a", true)], vec![put_op("a")]), false, false);
-    check(branches(vec![nested(vec![], vec![])], vec![]), false, false);
-}
-
-#[test]
-fn costs_follow_the_dearer_branch() {
-    let big = || op(Request::RequestPut(PutRequest { key: key("k"), value: key("0123456789"), ..Default::default() }));
-    assert_eq!(txn_cost(&branches(vec![delete_op("a", "c")], vec![])), 0);
-    assert_eq!(txn_cost(&branches(vec![big()], vec![put_op("a"), put_op("b")])), 2 * 257);
-    assert_eq!(txn_cost(&branches(vec![nested(vec![big()], vec![])], vec![])), 267);
-}
-
 proptest::proptest! {
     /// What a socket brings is decoded and then checked or refused, whatever it is (reliability.md 4.5, F1).
     #[test]
     fn no_bytes_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
         use prost::Message;
         if let Ok(request) = TxnRequest::decode(bytes.as_slice()) {
-            let _ = (txn_cost(&request), is_read_only(&request), is_serializable(&request), txn(&request, 128));
+            let _ = (quota::txn_cost(&request), is_read_only(&request), is_serializable(&request), txn(&request, 128));
         }
         if let Ok(request) = RangeRequest::decode(bytes.as_slice()) {
             let _ = range_stream(&request);

@@ -203,6 +203,10 @@ impl Backend for Fake {
         Arc::new(self.state().clone())
     }
 
+    fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Answer> {
+        self.snapshot().range(request)
+    }
+
     async fn check_quota(&self, _: u64) -> Result<(), Answer> {
         self.state().quota.clone()
     }

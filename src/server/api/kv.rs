@@ -27,6 +27,8 @@ use crate::server::api::check;
 use crate::server::api::header;
 use crate::server::api::metrics::RequestMetrics;
 use crate::server::api::range_stream::RangeStream;
+use crate::server::apply::quota;
+use crate::server::apply::txn;
 
 /// A range of at most this many keys is read on the socket's thread: moving it costs more than reading it.
 const INLINE_KEYS_MAX: i64 = 16;
@@ -47,17 +49,18 @@ impl KvService {
         if !request.serializable {
             self.backend.read_barrier().await?;
         }
-        let snapshot = self.backend.snapshot();
-        let mut response = match is_small(&request) {
-            true => snapshot.range(&request)?,
-            false => blocking(move || snapshot.range(&request)).await?,
+        let mut response = if is_small(&request) {
+            self.backend.range(&request)?
+        } else {
+            let snapshot = self.backend.snapshot();
+            blocking(move || snapshot.range(&request)).await?
         };
         response.header = header::complete(&*self.backend, response.header);
         Ok(response)
     }
 
     async fn read_txn(&self, request: TxnRequest) -> Result<TxnResponse, Answer> {
-        if !check::is_serializable(&request) {
+        if !txn::is_serializable(&request) {
             self.backend.read_barrier().await?;
         }
         let snapshot = self.backend.snapshot();
@@ -130,7 +133,7 @@ impl Kv for KvService {
         let request = request.into_inner();
         let start = Instant::now();
         // The quota comes before the shape (server.md 6.4).
-        self.backend.check_quota(check::put_cost(&request)).await?;
+        self.backend.check_quota(quota::put_cost(&request)).await?;
         check::put(&request)?;
         let result = self.backend.put(request).await;
         self.metrics.observe("Put", start.elapsed(), result.is_ok());
@@ -156,12 +159,12 @@ impl Kv for KvService {
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let request = request.into_inner();
         let start = Instant::now();
-        let cost = check::txn_cost(&request);
+        let cost = quota::txn_cost(&request);
         if cost > 0 {
             self.backend.check_quota(cost).await?;
         }
         check::txn(&request, self.backend.limits().txn_ops_max)?;
-        let (kind, result) = match check::is_read_only(&request) {
+        let (kind, result) = match txn::is_read_only(&request) {
             true => ("ReadonlyTxn", self.read_txn(request).await),
             false => ("Txn", self.write_txn(request).await),
         };

@@ -118,13 +118,17 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        let start = Instant::now();
         let mut response = self.backend.hash().await?;
+        self.metrics.observe_hash(start.elapsed());
         response.header = header::complete(&*self.backend, response.header);
         Ok(Response::new(response))
     }
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
+        let start = Instant::now();
         let mut response = self.backend.hash_kv(request.into_inner().revision).await?;
+        self.metrics.observe_hash_by_revision(start.elapsed());
         response.header = header::complete(&*self.backend, response.header);
         Ok(Response::new(response))
     }

@@ -22,6 +22,7 @@ use crate::server::metrics::counter;
 use crate::server::metrics::counter_vec;
 use crate::server::metrics::gauge;
 use crate::server::metrics::gauge_vec;
+use crate::server::metrics::histogram;
 use crate::server::metrics::histogram_vec;
 
 /// gRPC codes in the words of the label `grpc_code`, by number.
@@ -50,6 +51,8 @@ const CODE_NAMES: [&str; 17] = [
 pub struct RequestMetrics {
     requests: HistogramVec,
     ranges: HistogramVec,
+    hashes: Histogram,
+    hashes_by_revision: Histogram,
 }
 
 impl RequestMetrics {
@@ -69,11 +72,31 @@ impl RequestMetrics {
                 buckets(0.0001, 2.0, 20),
                 &["success"],
             ),
+            hashes: histogram(
+                registry,
+                "etcd_mvcc_hash_duration_seconds",
+                "The latency distribution of storage hash operation.",
+                buckets(0.01, 2.0, 15),
+            ),
+            hashes_by_revision: histogram(
+                registry,
+                "etcd_mvcc_hash_rev_duration_seconds",
+                "The latency distribution of storage hash by revision operation.",
+                buckets(0.01, 2.0, 15),
+            ),
         }
     }
 
     pub fn observe(&self, kind: &str, took: Duration, success: bool) {
         self.requests.with_label_values(&[kind, bool_label(success)]).observe(took.as_secs_f64());
+    }
+
+    pub fn observe_hash(&self, took: Duration) {
+        self.hashes.observe(took.as_secs_f64());
+    }
+
+    pub fn observe_hash_by_revision(&self, took: Duration) {
+        self.hashes_by_revision.observe(took.as_secs_f64());
     }
 
     pub fn observe_range(&self, took: Duration, success: bool) {

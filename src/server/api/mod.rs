@@ -7,6 +7,7 @@
 //!
 //! Nothing here decides what a request means: it checks shape, limits and the caller, and asks the `Backend`.
 
+pub mod authority;
 pub mod backend;
 pub mod body;
 pub mod check;

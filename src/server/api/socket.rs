@@ -1,9 +1,11 @@
-//! An accepted connection: TCP or unix, with the bytes that told its protocol put back in front.
+//! An accepted connection: TCP or unix, with the bytes that told its protocol put back in front, and the authority of
+//! old clients mended.
 
 use std::io;
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
+use std::task::ready;
 
 use tokio::io::AsyncRead;
 use tokio::io::AsyncReadExt;
@@ -11,6 +13,8 @@ use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::net::UnixStream;
+
+use crate::server::api::authority::Opening;
 
 /// What a client that speaks HTTP/2 without upgrade says first (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -36,7 +40,12 @@ pub struct Socket {
     first: Vec<u8>,
     /// Bytes of `first` that were handed out.
     given: usize,
+    /// The opening of an HTTP/2 connection, until its first headers went through.
+    opening: Option<Opening>,
 }
+
+/// Bytes that are read at a time while a connection opens.
+const OPENING_BYTES: usize = 1024;
 
 impl Socket {
     /// Reads until the protocol is clear: HTTP/2 if the whole preface comes, else HTTP/1. The caller sets a deadline.
@@ -50,7 +59,30 @@ impl Socket {
             }
         }
         let protocol = if first[..len] == *PREFACE { Protocol::Http2 } else { Protocol::Http1 };
-        Ok((protocol, Socket { stream, first: first[..len].to_vec(), given: 0 }))
+        let opening = (protocol == Protocol::Http2).then(Opening::default);
+        Ok((protocol, Socket { stream, first: first[..len].to_vec(), given: 0, opening }))
+    }
+
+    /// Reads until there is something to hand out, or the end.
+    fn poll_opening(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(opening) = self.opening.as_mut() {
+            let mut bytes = [0; OPENING_BYTES];
+            let mut buf = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
+            self.first.clear();
+            self.given = 0;
+            let is_end = buf.filled().is_empty();
+            if is_end {
+                opening.end(&mut self.first);
+            }
+            if is_end || opening.take(buf.filled(), &mut self.first) {
+                self.opening = None;
+            }
+            if !self.first.is_empty() {
+                break;
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -66,6 +98,9 @@ impl AsyncRead for Stream {
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.given == this.first.len() {
+            ready!(this.poll_opening(cx))?;
+        }
         let rest = &this.first[this.given..];
         if rest.is_empty() {
             return Pin::new(&mut this.stream).poll_read(cx, buf);

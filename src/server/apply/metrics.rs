@@ -50,6 +50,9 @@ pub struct ApplyMetrics {
     leases_granted: IntCounter,
     leases_revoked: IntCounter,
     lease_ttl: Histogram,
+    compacted_keys: IntCounter,
+    compaction_pause: Histogram,
+    compaction_total: Histogram,
 }
 
 /// Operations of one transaction, as etcd's store counts them.
@@ -73,6 +76,9 @@ impl ApplyMetrics {
         let gauge = |name: &str, help: &str| added(registry, IntGauge::new(name, help).expect("a valid name"));
         let gauges = |name: &str, help: &str, labels: &[&str]| {
             added(registry, IntGaugeVec::new(Opts::new(name, help), labels).expect("a valid name"))
+        };
+        let milliseconds = |name: &str, help: &str, buckets: (f64, usize)| {
+            added(registry, Histogram::with_opts(histogram(name, help, buckets)).expect("a valid name"))
         };
         ApplyMetrics {
             put_success: durations.with_label_values(&["v3", "Put", "true"]),
@@ -115,6 +121,20 @@ impl ApplyMetrics {
                     (1.0, 24),
                 ))
                 .expect("a valid name"),
+            ),
+            compacted_keys: counter(
+                "etcd_debugging_mvcc_db_compaction_keys_total",
+                "Total number of db keys compacted.",
+            ),
+            compaction_pause: milliseconds(
+                "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds",
+                "Bucketed histogram of db compaction pause duration.",
+                (1.0, 13),
+            ),
+            compaction_total: milliseconds(
+                "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds",
+                "Bucketed histogram of db compaction total duration.",
+                (100.0, 14),
             ),
         }
     }
@@ -167,8 +187,19 @@ impl ApplyMetrics {
         }
     }
 
-    /// A batch was published: these records are new.
-    pub(super) fn published(&self, store: &Store, records: &[Record]) {
+    /// A slice of a compaction held up the thread for as long.
+    pub(super) fn compacted_slice(&self, elapsed: Duration) {
+        self.compaction_pause.observe(elapsed.as_secs_f64() * 1000.0);
+    }
+
+    /// A compaction is done, so long after its first slice began.
+    pub(super) fn compacted(&self, elapsed: Duration) {
+        self.compaction_total.observe(elapsed.as_secs_f64() * 1000.0);
+    }
+
+    /// A batch was published: these records are new, and so many are gone.
+    pub(super) fn published(&self, store: &Store, records: &[Record], removed: usize) {
+        self.compacted_keys.inc_by(removed as u64);
         let bytes = records.iter().filter(|record| !record.tombstone).map(|record| record.kv.encoded_len());
         self.put_bytes.add(bytes.sum::<usize>() as i64);
         let everything = KeyRange::From(Bytes::from_static(b"\0"));

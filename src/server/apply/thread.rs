@@ -61,6 +61,8 @@ pub struct Thread {
     machine: Machine,
     queue: ApplyHandle,
     parts: ThreadParts,
+    /// When the compaction at work began, by the stopwatch.
+    compacting_since: Option<Duration>,
 }
 
 /// Publishes the whole state and starts the thread. It ends behind `ApplyHandle::stop`, or with the first failure,
@@ -84,7 +86,7 @@ impl Thread {
         parts.metrics.cluster_changed(machine.membership());
         queue.listener().applied(machine.applied().index);
         queue.listener().compaction(machine.store().compact_revision(), machine.store().finished_compaction());
-        Thread { machine, queue, parts }
+        Thread { machine, queue, parts, compacting_since: None }
     }
 
     fn run(mut self) -> Result<(), Failure> {
@@ -188,7 +190,7 @@ impl Thread {
 
     fn flush(&mut self) {
         if let Some(batch) = self.machine.take_batch() {
-            self.parts.metrics.published(self.machine.store(), &batch.records);
+            self.parts.metrics.published(self.machine.store(), &batch.records, batch.removed.len());
             self.parts.flusher.submit(batch);
         }
     }
@@ -203,7 +205,16 @@ impl Thread {
             return Ok(());
         }
         let scheduled = self.machine.store().compact_revision();
+        let started = (self.parts.stopwatch)();
+        let began = *self.compacting_since.get_or_insert(started);
+        let finished = self.machine.store().finished_compaction();
         self.machine.compaction_step(self.parts.compaction.batch)?;
+        let now = (self.parts.stopwatch)();
+        self.parts.metrics.compacted_slice(now.saturating_sub(started));
+        if self.machine.store().finished_compaction() != finished {
+            self.compacting_since = None;
+            self.parts.metrics.compacted(now.saturating_sub(began));
+        }
         self.machine.publish(&self.parts.published);
         self.flush();
         if !self.machine.store().is_compacting() {
@@ -239,6 +250,9 @@ impl Thread {
         self.parts.metrics.alarms_changed(self.machine.alarms());
         self.parts.metrics.cluster_changed(membership);
         let listener = self.queue.listener();
+        // Whoever waits for records to be deleted waits for those of the image now: no step of ours will come if it has none.
+        let store = self.machine.store();
+        listener.compaction(store.compact_revision(), store.finished_compaction());
         listener.applied(index);
         listener.outcomes_lost();
         self.parts.raft.snapshot_installed(index);

@@ -126,6 +126,9 @@ impl Flusher {
         if state.ended.is_some() {
             return;
         }
+        // The thread sleeps until something waits, then until it is old enough or much enough: a wake-up for every batch
+        // would find nothing to do.
+        let wake = state.pending.is_none() || state.pending_bytes + bytes >= FLUSH_BYTES;
         match &mut state.pending {
             Some((pending, _)) => pending.merge(batch),
             None => state.pending = Some((batch, Instant::now())),
@@ -133,7 +136,9 @@ impl Flusher {
         state.pending_bytes += bytes;
         state.submitted += 1;
         self.shared.metrics.backlog_bytes.set(state.backlog() as i64);
-        self.shared.work.notify_one();
+        if wake {
+            self.shared.work.notify_one();
+        }
     }
 
     /// Asks for a write of what waits, and does not wait for it.

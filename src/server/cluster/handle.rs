@@ -74,7 +74,8 @@ impl ClusterHandle {
     }
 
     pub fn is_learner(&self) -> bool {
-        self.local().is_some_and(|member| member.is_learner)
+        // Asked for every request: nothing is copied.
+        self.view.load().members.iter().any(|member| member.id == self.local && member.is_learner)
     }
 
     pub fn is_removed(&self, id: MemberId) -> bool {

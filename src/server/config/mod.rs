@@ -92,7 +92,7 @@ pub struct Config {
     pub snapshot_catchup_entries: u64,
     /// As typed: 0 is the default, negative is none.
     pub quota_backend_bytes: i64,
-    pub auto_compaction: AutoCompaction,
+    pub auto_compaction: Option<AutoCompaction>,
     /// Revisions in one step of a compaction; never 0.
     pub compaction_batch_limit: usize,
     pub compaction_sleep_interval: Duration,
@@ -147,7 +147,7 @@ impl Config {
 
     /// The first members. An error is what etcd reports as `discovery failed` (`Exit::discovery_failed`).
     pub fn initial_cluster(&self) -> Result<InitialCluster, String> {
-        InitialCluster::parse(&self.initial_cluster_text)
+        initial_cluster::parse(&self.initial_cluster_text)
     }
 
     /// Logs the notes.

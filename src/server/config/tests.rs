@@ -23,7 +23,7 @@ fn nothing_typed_is_etcds_default_member() {
     assert_eq!(urls::join(&config.listen_client_urls), "http://localhost:2379");
     assert_eq!((config.election_ticks(), config.request_timeout()), (10, Duration::from_secs(7)));
     assert_eq!((config.snapshot_count, config.max_request_bytes, config.max_txn_ops), (10_000, 1_572_864, 128));
-    assert_eq!(config.auto_compaction, AutoCompaction::Off);
+    assert_eq!(config.auto_compaction, None);
     assert_eq!(config.grpc_keepalive_interval, Some(Duration::from_secs(7200)));
     assert_eq!((config.compaction_batch_limit, config.compaction_sleep_interval), (1000, Duration::from_millis(10)));
     assert!(config.fsync && config.pre_vote && config.strict_reconfig_check && !config.extensive_metrics);
@@ -53,7 +53,7 @@ fn gos_forms_are_read() {
     ])
     .expect("valid");
     assert_eq!((config.name.as_str(), config.data_dir.to_str()), ("m1", Some("/d")));
-    assert_eq!(config.auto_compaction, AutoCompaction::Periodic(Duration::from_secs(300)));
+    assert_eq!(config.auto_compaction, Some(AutoCompaction::Periodic(Duration::from_secs(300))));
     assert_eq!(config.log.outputs, [Output::Stdout, Output::File("/tmp/x.log".into())]);
     assert_eq!((config.log.level, config.heartbeat_interval), (Level::Debug, Duration::from_millis(100)));
     assert!(!config.pre_vote && !config.fsync);
@@ -233,7 +233,7 @@ fn quirks_of_etcd_that_start_normally() {
     etcd(&["--max-learners", "0"]).expect("valid");
     etcd(&["--metrics", "x"]).expect("valid");
     let config = etcd(&["--auto-compaction-mode", "revision", "--auto-compaction-retention", "1h"]).expect("valid");
-    assert_eq!(config.auto_compaction, AutoCompaction::Revision(3_600_000_000_000));
+    assert_eq!(config.auto_compaction, Some(AutoCompaction::Revision(3_600_000_000_000)));
 }
 
 #[test]

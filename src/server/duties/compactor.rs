@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::common::answer::Answer;
 use crate::proto::etcdserverpb::CompactionRequest;
 use crate::proto::raftinternalpb::InternalRaftRequest;
+use crate::server::config::AutoCompaction;
 use crate::server::propose::Proposer;
 use crate::server::raft::state_machine::Role;
 use crate::server::read::Reader;
@@ -21,15 +22,6 @@ const PERIOD_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// Samples of the revision in a period of at most `PERIOD_MAX`.
 const SAMPLES: u32 = 10;
-
-/// `--auto-compaction-mode` with its retention, which is not zero: that means off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AutoCompaction {
-    /// Keep what was there this long ago.
-    Periodic(Duration),
-    /// Keep this many revisions.
-    Revision(i64),
-}
 
 /// When to compact to what. Pure: time is an argument, counted from the start of the task.
 #[derive(Clone, Debug)]

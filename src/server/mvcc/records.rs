@@ -58,10 +58,12 @@ impl Ring {
     }
 
     /// Records with `first <= revision <= last`, ascending.
-    pub fn between(&self, first: Revision, last: Revision) -> impl Iterator<Item = &Record> {
+    pub fn between<'a>(&'a self, first: Revision, last: Revision) -> impl Iterator<Item = &'a Record> {
         let from = self.chunks.partition_point(|chunk| chunk.first <= first).saturating_sub(1);
-        let slots = self.chunks[from..].iter().flat_map(move |chunk| &chunk.slots[chunk.position(first)..]);
-        slots.map_while(OnceLock::get).take_while(move |record| record.revision <= last)
+        // An empty slot ends its chunk, not the ring: a chunk of large records is closed before it is full.
+        let filled = move |chunk: &'a Arc<Chunk>| chunk.slots[chunk.position(first)..].iter().map_while(OnceLock::get);
+        let records = self.chunks[from..].iter().flat_map(filled);
+        records.take_while(move |record| record.revision <= last)
     }
 
     /// The oldest revision in memory.
@@ -178,6 +180,15 @@ mod tests {
         (1..=9).for_each(|main| writer.push(record(main, 0), 1 << 20));
         writer.trim(Revision::new(8, 0), KEPT_BYTES_MAX);
         assert_eq!(writer.ring().first(), Some(Revision::new(5, 0)));
+    }
+
+    #[test]
+    fn large_records_hide_none_behind_them() {
+        let mut writer = RingWriter::default();
+        (1..=20).for_each(|main| writer.push(record(main, 0), CHUNK_BYTES / 4));
+        let between = writer.ring().between(Revision::new(3, 0), Revision::new(18, 0));
+        let found: Vec<i64> = between.map(|record| record.revision.main).collect();
+        assert_eq!(found, (3..=18).collect::<Vec<i64>>());
     }
 
     #[test]

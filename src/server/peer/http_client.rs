@@ -48,8 +48,8 @@ pub enum RequestError {
     Broken(String, hyper::Error),
     #[error("{0} did not answer in time")]
     Timeout(String),
-    #[error("{0} answers with too long a body")]
-    Body(String),
+    #[error("the body of {0}'s answer cannot be read: {1}")]
+    Body(String, Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl PeerUrl {
@@ -136,7 +136,12 @@ impl Connection {
         let authority = self.authority.clone();
         let whole = async {
             let (head, body) = self.send(request).await?.into_parts();
-            let body = read_body(body, ANSWER_BYTES_MAX).await.map_err(|_| RequestError::Body(authority.clone()))?;
+            let body = match read_body(body, ANSWER_BYTES_MAX).await {
+                Ok(body) => body,
+                // etcd breaks off in the middle of an answer that refuses (peer.md 3.6): the status says enough.
+                Err(_) if head.status.is_client_error() || head.status.is_server_error() => Bytes::new(),
+                Err(error) => return Err(RequestError::Body(authority.clone(), error)),
+            };
             Ok(Response::from_parts(head, body))
         };
         timeout(limit, whole).await.unwrap_or(Err(RequestError::Timeout(authority.clone())))
@@ -188,6 +193,34 @@ pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::AsyncReadExt;
+    use tokio::io::AsyncWriteExt;
+
+    /// The answer to a request when the other side writes `head`, half a body, and goes away.
+    async fn broken_off(head: &str) -> Result<Response<Bytes>, RequestError> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = PeerUrl::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let answer = format!("HTTP/1.1 {head}\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n");
+        let server = async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            assert_ne!(socket.read(&mut request).await.unwrap(), 0);
+            socket.write_all(answer.as_bytes()).await.unwrap();
+        };
+        let client = async {
+            let mut connection = Connection::open(&url).await?;
+            connection.exchange(Request::new(full("")), Duration::from_secs(60)).await
+        };
+        tokio::join!(server, client).1
+    }
+
+    #[tokio::test]
+    async fn a_refusal_that_breaks_off_is_a_refusal_and_an_answer_that_does_is_none() {
+        let refused = broken_off("500 Internal Server Error").await.unwrap();
+        assert_eq!(refused.status(), 500);
+        let error = broken_off("200 OK").await.unwrap_err();
+        assert!(matches!(error, RequestError::Body(..)), "{error}");
+    }
 
     #[test]
     fn only_plain_http_urls_with_a_host_are_taken() {

@@ -7,7 +7,23 @@
 use prost::Message as _;
 
 use crate::common::ids::MemberId;
-use crate::proto::raft_numbers::*;
+use crate::proto::raft_numbers::CONF_ADD_LEARNER;
+use crate::proto::raft_numbers::ENTRY_CONF_CHANGE;
+use crate::proto::raft_numbers::ENTRY_NORMAL;
+use crate::proto::raft_numbers::MSG_APP;
+use crate::proto::raft_numbers::MSG_APP_RESP;
+use crate::proto::raft_numbers::MSG_HEARTBEAT;
+use crate::proto::raft_numbers::MSG_HEARTBEAT_RESP;
+use crate::proto::raft_numbers::MSG_PRE_VOTE;
+use crate::proto::raft_numbers::MSG_PRE_VOTE_RESP;
+use crate::proto::raft_numbers::MSG_PROP;
+use crate::proto::raft_numbers::MSG_READ_INDEX;
+use crate::proto::raft_numbers::MSG_READ_INDEX_RESP;
+use crate::proto::raft_numbers::MSG_SNAP;
+use crate::proto::raft_numbers::MSG_TIMEOUT_NOW;
+use crate::proto::raft_numbers::MSG_TRANSFER_LEADER;
+use crate::proto::raft_numbers::MSG_VOTE;
+use crate::proto::raft_numbers::MSG_VOTE_RESP;
 use crate::proto::raftpb::ConfChange;
 use crate::proto::raftpb::Entry;
 use crate::proto::raftpb::Message;

@@ -70,7 +70,7 @@ impl RaftConfig {
     }
 }
 
-/// What a member starts from: its log as recovered, and how far its checkpoint has applied it.
+/// What a member starts from: its log as recovered, and how far its state has applied it.
 #[derive(Clone, Debug, Default)]
 pub struct Start {
     /// The newest one in the log; all zero for a member that joins.
@@ -79,10 +79,9 @@ pub struct Start {
     pub base: (u64, u64),
     /// In index order without gaps, starting at `base.0 + 1`.
     pub entries: Vec<Entry>,
-    /// The applied index of the state that starts, its entry's term, and the configuration at exactly that index (R14).
+    /// The checkpoint's applied index. What was replayed behind it is only in memory, so the log must keep it.
+    pub durable_index: u64,
+    /// The state's applied index, its entry's term, and the configuration at exactly that index (R14).
     pub applied: (u64, u64),
     pub conf_state: ConfState,
-    /// How far the checkpoint on disk has come: below `applied` by what was replayed from the log. The log goes by this
-    /// one, for a crash goes back to it.
-    pub checkpoint_index: u64,
 }

@@ -94,7 +94,7 @@ pub enum End {
     Removed,
 }
 
-/// The raft thread's work. Whoever owns it brings the thread and the clock: `start` does, and the simulator.
+/// The thread's work without the thread and its clock: what a test drives step by step, and the simulator.
 pub struct Driver {
     node: Node,
     id: MemberId,
@@ -108,16 +108,16 @@ pub struct Driver {
     snapshot_entries: u64,
     /// The newest checkpoint's applied index. The one before it bounds the release of the log (reliability.md 3.3, 7).
     checkpoint_index: u64,
-    /// The newest WAL snapshot record's index, and the bytes of entries since.
+    /// The newest WAL snapshot record's index, and the bytes of entries since. After a start the log's beginning: members
+    /// that restart often must come to release their logs, too.
     recorded_index: u64,
     bytes_since_record: u64,
 }
 
 impl Driver {
-    /// Work on a recovered log. An error means that log and checkpoint do not fit together.
     pub fn new(config: &RaftConfig, start: Start, parts: Parts) -> Result<Driver, Failure> {
         let applied = start.applied.0;
-        let checkpoint_index = start.checkpoint_index;
+        let (checkpoint_index, recorded_index) = (start.durable_index, start.base.0);
         let node = Node::new(config, start)?;
         let shared = Arc::new(Shared::default());
         shared.applied_index.store(applied, Ordering::Relaxed);
@@ -135,7 +135,7 @@ impl Driver {
             removed: false,
             snapshot_entries: config.snapshot_entries,
             checkpoint_index,
-            recorded_index: applied,
+            recorded_index,
             bytes_since_record: 0,
         })
     }
@@ -148,7 +148,7 @@ impl Driver {
     fn run(mut self) -> Result<End, Failure> {
         self.begin()?;
         loop {
-            let waiting = self.shared.mailbox.take(self.next_tick);
+            let waiting = self.shared.mailbox.take(self.next_tick, self.node.awaits_applied());
             let due = self.tick_is_due();
             if let Some(end) = self.work(waiting, due)? {
                 return Ok(end);
@@ -235,7 +235,8 @@ impl Driver {
         Ok(())
     }
 
-    fn step(&mut self, input: Input) -> Result<(), Failure> {
+    /// Takes one input. What it makes possible is done by `rounds`.
+    pub fn step(&mut self, input: Input) -> Result<(), Failure> {
         let effects = self.node.step(input)?;
         self.effects(effects);
         Ok(())
@@ -256,7 +257,8 @@ impl Driver {
         true
     }
 
-    fn rounds(&mut self) -> Result<(), Failure> {
+    /// Does rounds until nothing waits.
+    pub fn rounds(&mut self) -> Result<(), Failure> {
         while self.node.has_ready() {
             self.round()?;
         }
@@ -325,7 +327,7 @@ impl Driver {
     }
 
     /// Once enough lies behind the checkpoint: a durable snapshot record, then the log before it may go.
-    fn checkpoint(&mut self, checkpoint: walpb::Snapshot) -> Result<(), Failure> {
+    pub fn checkpoint(&mut self, checkpoint: walpb::Snapshot) -> Result<(), Failure> {
         let previous = self.checkpoint_index;
         self.checkpoint_index = previous.max(checkpoint.index);
         self.step(Input::Checkpointed(checkpoint.index))?;

@@ -84,7 +84,7 @@ impl RaftHandle {
     /// Apply has applied everything up to `index`.
     pub fn applied(&self, index: u64) {
         self.shared.applied_index.fetch_max(index, Ordering::Relaxed);
-        self.shared.mailbox.report(|waiting| waiting.applied = waiting.applied.max(index));
+        self.shared.mailbox.applied(index);
     }
 
     /// Apply has applied the configuration change at `index`; `None` if it rejected it. To be called for every entry

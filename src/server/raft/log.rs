@@ -41,9 +41,14 @@ pub fn entry_bytes(entry: &eraftpb::Entry) -> u64 {
 
 impl MemoryLog {
     /// A log that starts behind `base`; `entries` follow it without a gap.
-    pub fn new(initial: RaftState, base: (u64, u64), entries: Vec<eraftpb::Entry>) -> MemoryLog {
+    pub fn new(
+        hard_state: eraftpb::HardState,
+        conf_state: eraftpb::ConfState,
+        base: (u64, u64),
+        entries: Vec<eraftpb::Entry>,
+    ) -> MemoryLog {
         let mut log = MemoryLog {
-            initial,
+            initial: RaftState::new(hard_state, conf_state),
             base_index: base.0,
             base_term: base.1,
             entries: VecDeque::new(),
@@ -196,7 +201,7 @@ mod tests {
 
     fn log(base: (u64, u64), count: u64) -> MemoryLog {
         let entries = (1..=count).map(|i| entry(base.0 + i, base.1.max(1), 100)).collect();
-        MemoryLog::new(RaftState::default(), base, entries)
+        MemoryLog::new(eraftpb::HardState::default(), eraftpb::ConfState::default(), base, entries)
     }
 
     fn indexes(log: &MemoryLog, low: u64, high: u64, max: u64) -> Vec<u64> {

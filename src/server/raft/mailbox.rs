@@ -69,6 +69,8 @@ struct Inner {
     waiting: Waiting,
     /// The raft thread sleeps: only then is a wake-up worth a system call.
     asleep: bool,
+    /// The raft thread would do something at once if more were applied.
+    awaits_applied: bool,
     /// The raft thread has ended: nothing is taken any more.
     closed: bool,
 }
@@ -129,23 +131,45 @@ impl Mailbox {
         })
     }
 
+    /// Takes apply's progress. It comes once a batch and seldom changes anything by itself: unless the thread awaits it,
+    /// it lies here until the thread wakes for something else, and is stepped before that.
+    pub fn applied(&self, index: u64) {
+        let mut inner = self.lock();
+        if inner.closed {
+            return;
+        }
+        inner.waiting.applied = inner.waiting.applied.max(index);
+        if inner.awaits_applied {
+            self.wake(inner);
+        }
+    }
+
     fn put(&self, put: impl FnOnce(&mut Waiting) -> bool) -> bool {
         let mut inner = self.lock();
         if inner.closed || !put(&mut inner.waiting) {
             return false;
         }
+        self.wake(inner);
+        true
+    }
+
+    fn wake(&self, mut inner: MutexGuard<'_, Inner>) {
         inner.waiting.any = true;
         let wake = std::mem::take(&mut inner.asleep);
         drop(inner);
         if wake {
             self.wake.notify_one();
         }
-        true
     }
 
-    /// Everything that waits; sleeps until there is something, or `deadline` has come.
-    pub fn take(&self, deadline: Instant) -> Waiting {
+    /// Everything that waits; sleeps until there is something, or `deadline` has come. Apply's progress counts as
+    /// something only with `awaits_applied`.
+    pub fn take(&self, deadline: Instant, awaits_applied: bool) -> Waiting {
         let mut inner = self.lock();
+        inner.awaits_applied = awaits_applied;
+        if awaits_applied && inner.waiting.applied > 0 {
+            inner.waiting.any = true;
+        }
         while !inner.waiting.any {
             let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
                 break;
@@ -199,7 +223,7 @@ mod tests {
             assert!(mailbox.propose(proposal(1)));
         }
         assert!(!mailbox.propose(proposal(1)) && !mailbox.propose_conf_change(1, ConfChange::default()));
-        assert_eq!(mailbox.take(Instant::now()).proposals.len(), PROPOSALS_MAX);
+        assert_eq!(mailbox.take(Instant::now(), false).proposals.len(), PROPOSALS_MAX);
         assert!(mailbox.propose(proposal(PROPOSAL_BYTES_MAX)));
         assert!(!mailbox.propose(proposal(1)));
     }
@@ -214,7 +238,7 @@ mod tests {
                 waiting.unreachable.insert(MemberId(7));
             }));
         }
-        let waiting = mailbox.take(Instant::now());
+        let waiting = mailbox.take(Instant::now(), false);
         assert_eq!((waiting.peer.len(), waiting.unreachable.len()), (PEER_MESSAGES_MAX, 1));
     }
 
@@ -231,11 +255,26 @@ mod tests {
         let mailbox = Arc::new(Mailbox::default());
         let sleeper = {
             let mailbox = mailbox.clone();
-            std::thread::spawn(move || mailbox.take(Instant::now() + Duration::from_secs(60)).reads)
+            std::thread::spawn(move || mailbox.take(Instant::now() + Duration::from_secs(60), false).reads)
         };
         assert!(mailbox.read(Bytes::from_static(b"r")));
         assert_eq!(sleeper.join().unwrap(), [Bytes::from_static(b"r")]);
         mailbox.close();
         assert!(!mailbox.read(Bytes::from_static(b"r")) && !mailbox.report(|_| {}));
+    }
+
+    #[test]
+    fn progress_of_apply_wakes_only_a_thread_that_awaits_it_and_is_never_lost() {
+        let mailbox = Mailbox::default();
+        mailbox.applied(7);
+        assert!(!mailbox.lock().waiting.any);
+        // It came before the thread said that it awaits it: taken without a sleep all the same.
+        assert_eq!(mailbox.take(Instant::now() + Duration::from_secs(60), true).applied, 7);
+        mailbox.applied(8);
+        assert!(mailbox.lock().waiting.any);
+        assert_eq!(mailbox.take(Instant::now() + Duration::from_secs(60), false).applied, 8);
+        mailbox.applied(9);
+        assert!(mailbox.read(Bytes::from_static(b"r")));
+        assert_eq!(mailbox.take(Instant::now() + Duration::from_secs(60), false).applied, 9);
     }
 }

@@ -62,6 +62,9 @@ const SNAPSHOT_HOLD: Duration = Duration::from_secs(30);
 /// The catch-up window may grow to this many times its bytes while a snapshot is on its way; then the log goes first.
 const HOLD_BYTES_FACTOR: u64 = 4;
 
+/// With so many bytes unapplied every report of apply is awaited: a small part of what refuses proposals.
+const AWAITED_BYTES: u64 = UNAPPLIED_BYTES_MAX / 16;
+
 /// A round that was given out and is not persisted yet.
 struct OpenRound {
     ready: raft::Ready,
@@ -107,7 +110,7 @@ impl Node {
     pub fn new(config: &RaftConfig, start: Start) -> Result<Node, Failure> {
         let saved = start.hard_state;
         let applied = start.applied.0;
-        let durable_index = start.checkpoint_index;
+        let durable_index = start.durable_index;
         let log = recover::checked_log(start)?;
         let settings = raft::Config {
             id: config.id.0,
@@ -277,6 +280,13 @@ impl Node {
     /// The applied index the library knows.
     pub fn applied_index(&self) -> u64 {
         self.raw.raft.raft_log.applied
+    }
+
+    /// Whether more applied entries would change something at once: a lone voter campaigns or serves reads then, and
+    /// much that is unapplied keeps clients out. What else depends on them looks when an input or a tick comes.
+    pub fn awaits_applied(&self) -> bool {
+        let starts_alone = self.alone() && !self.status().lone_leader;
+        starts_alone || self.unapplied_bytes() >= AWAITED_BYTES
     }
 
     /// Bytes given to apply and not reported back.

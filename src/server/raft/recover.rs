@@ -1,7 +1,5 @@
 //! Whether a recovered log and the checkpoint beside it belong together, before the raft library sees either.
 
-use raft::RaftState;
-
 use super::config::Start;
 use super::convert;
 use super::log::MemoryLog;
@@ -10,7 +8,8 @@ use crate::proto::raftpb::HardState;
 
 /// The log that was recovered, checked against the checkpoint.
 pub fn checked_log(start: Start) -> Result<MemoryLog, Failure> {
-    let Start { mut hard_state, base, entries, applied, conf_state, checkpoint_index: _ } = start;
+    let Start { mut hard_state, base, entries, durable_index, applied, conf_state } = start;
+    assert!(durable_index <= applied.0, "applied {} behind the checkpoint's {durable_index}", applied.0);
     let last = base.0 + entries.len() as u64;
     if applied.0 < base.0 || applied.0 > last {
         return Err(Failure::Refused(format!(
@@ -47,5 +46,5 @@ pub fn checked_log(start: Start) -> Result<MemoryLog, Failure> {
     }
     let conf_state = convert::conf_state_in(&conf_state)
         .map_err(|error| Failure::Refused(format!("the database's configuration: {error}")))?;
-    Ok(MemoryLog::new(RaftState::new(convert::hard_state_in(&hard_state), conf_state), base, inside))
+    Ok(MemoryLog::new(convert::hard_state_in(&hard_state), conf_state, base, inside))
 }

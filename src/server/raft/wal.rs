@@ -134,6 +134,19 @@ impl Wal {
 
     /// Creates the directory and an empty log in it, durable when this returns. Refused if there is one.
     pub fn create(disk: Arc<dyn Disk>, dir: &Path, metadata: Metadata, options: WalOptions) -> Result<Wal, Failure> {
+        Wal::found(disk, dir, metadata, options, &HardState::default(), &[])
+    }
+
+    /// Creates a log that begins with these entries. They are there as soon as the log is: one without them would be a
+    /// joining member's, and its owner could never lead.
+    pub fn found(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        metadata: Metadata,
+        options: WalOptions,
+        hard_state: &HardState,
+        entries: &[Entry],
+    ) -> Result<Wal, Failure> {
         create_dir_durably(&*disk, dir).map_err(Failure::io("cannot create", dir))?;
         if Wal::exists(&*disk, dir)? {
             return Err(Failure::Refused(format!("there is a log in {} already", dir.display())));
@@ -143,6 +156,14 @@ impl Wal {
         encoder.crc();
         encoder.metadata(&metadata);
         encoder.snapshot(&Snapshot::default());
+        let mut shape = Shape::default();
+        for entry in entries {
+            shape.append(entry);
+            encoder.entry(entry);
+        }
+        if !entries.is_empty() {
+            encoder.hard_state(hard_state);
+        }
         let path = dir.join(spare_name(SegmentName::FIRST.sequence));
         let file = make_spare(&*disk, &path, options.segment_bytes)?;
         let mut wal = Wal {
@@ -150,10 +171,10 @@ impl Wal {
             spare: Spare::new(disk.clone(), dir, options.segment_bytes),
             encoder,
             metadata,
-            hard_state: HardState::default(),
-            shape: Shape::default(),
+            hard_state: *hard_state,
+            shape,
             install: None,
-            segments: VecDeque::new(),
+            segments: VecDeque::from([Segment { name: SegmentName::FIRST, begin: None, last: 0 }]),
             meter: Meter::default(),
             stopped: None,
             disk,
@@ -161,6 +182,7 @@ impl Wal {
             options,
         };
         wal.publish(SegmentName::FIRST)?;
+        entries.iter().for_each(|entry| wal.current_segment().note(Effect::Entry(entry.index)));
         Ok(wal)
     }
 
@@ -246,6 +268,20 @@ impl Wal {
     }
 
     fn try_save(&mut self, hard_state: Option<&HardState>, entries: &[Entry], must_sync: bool) -> Result<(), Failure> {
+        self.encode_save(hard_state, entries)?;
+        self.flush()?;
+        if self.output.offset >= self.options.segment_bytes {
+            return self.cut();
+        }
+        if must_sync || !entries.is_empty() {
+            self.output.sync(&self.meter)?;
+        }
+        self.prepare_ahead();
+        Ok(())
+    }
+
+    /// Encodes a save, for the next flush.
+    fn encode_save(&mut self, hard_state: Option<&HardState>, entries: &[Entry]) -> Result<(), Failure> {
         entries.iter().try_for_each(check_size)?;
         let state = *hard_state.unwrap_or(&self.hard_state);
         assert!(state.term >= self.hard_state.term, "term {} after {}", state.term, self.hard_state.term);
@@ -273,14 +309,6 @@ impl Wal {
             self.encoder.hard_state(&state);
             self.hard_state = state;
         }
-        self.flush()?;
-        if self.output.offset >= self.options.segment_bytes {
-            return self.cut();
-        }
-        if must_sync || !entries.is_empty() {
-            self.output.sync(&self.meter)?;
-        }
-        self.prepare_ahead();
         Ok(())
     }
 
@@ -353,7 +381,10 @@ impl Wal {
         self.encoder.crc();
         self.encoder.metadata(&self.metadata);
         self.encoder.hard_state(&self.hard_state);
-        self.publish(SegmentName { sequence, first_index: self.last_index() + 1 })
+        let name = SegmentName { sequence, first_index: self.last_index() + 1 };
+        self.publish(name)?;
+        self.segments.push_back(Segment { name, begin: None, last: self.shape.last_index() });
+        Ok(())
     }
 
     /// Writes the head that was encoded into a new file and gives it its name, in the order that leaves a readable log
@@ -362,9 +393,7 @@ impl Wal {
         self.flush()?;
         self.output.sync(&self.meter)?;
         self.output.rename(&*self.disk, self.dir.join(name.to_string()))?;
-        self.sync_dir()?;
-        self.segments.push_back(Segment { name, begin: None, last: self.shape.last_index() });
-        Ok(())
+        self.sync_dir()
     }
 
     fn sync_dir(&self) -> Result<(), Failure> {

@@ -74,14 +74,17 @@ struct ViewSnapshot {
 }
 
 impl MemberBackend {
-    async fn write<T>(
+    fn write<T>(
         &self,
         request: InternalRaftRequest,
-        expect: impl FnOnce(Reply) -> Option<T>,
-    ) -> Result<T, Answer> {
-        let reply = self.proposer.propose(request).await?;
-        // Apply answers each kind of request with its own kind of reply.
-        expect(reply).ok_or_else(|| Answer::Other("etcdserver: unexpected reply".to_owned()))
+        expect: impl FnOnce(Reply) -> Option<T> + Send,
+    ) -> impl Future<Output = Result<T, Answer>> + Send {
+        let proposed = self.proposer.propose(request);
+        async move {
+            let reply = proposed.await?;
+            // Apply answers each kind of request with its own kind of reply.
+            expect(reply).ok_or_else(|| Answer::Other("etcdserver: unexpected reply".to_owned()))
+        }
     }
 }
 
@@ -176,6 +179,10 @@ impl Backend for MemberBackend {
     fn snapshot(&self) -> Arc<dyn Snapshot> {
         let (view, queue, ranges) = (self.published.view(), self.queue.clone(), self.ranges.clone());
         Arc::new(ViewSnapshot { view, queue, ranges })
+    }
+
+    fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Answer> {
+        read::range_now(&self.published.views(), request).map_err(|error| stop_or_answer(&self.queue, error))
     }
 
     async fn check_quota(&self, cost: u64) -> Result<(), Answer> {

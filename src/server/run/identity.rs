@@ -11,10 +11,10 @@ use crate::common::version::Version;
 use crate::server::bootstrap;
 use crate::server::bootstrap::BootstrapError;
 use crate::server::bootstrap::Identity;
-use crate::server::bootstrap::InitialCluster;
 use crate::server::bootstrap::RemoteMember;
 use crate::server::config::ClusterState;
 use crate::server::config::Config;
+use crate::server::config::initial_cluster::InitialCluster;
 use crate::server::peer::fetch::fetch_members;
 use crate::server::peer::fetch::fetch_version;
 
@@ -25,8 +25,7 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The identity, and whether it is a founder's.
 pub async fn decide(config: &Config) -> Result<(Identity, bool), String> {
-    let cluster: InitialCluster =
-        config.initial_cluster()?.members().map(|(name, list)| (name.to_owned(), urls::strings(list))).collect();
+    let cluster = config.initial_cluster()?;
     let advertised = urls::strings(&config.advertise_peer_urls);
     match config.initial_cluster_state {
         ClusterState::New => found(config, &cluster, &advertised).await.map(|identity| (identity, true)),

@@ -6,8 +6,10 @@
 //! A stop goes the other way: clients first, then leadership is handed over, then raft, apply and the flusher, which
 //! makes everything durable that was applied.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
@@ -18,17 +20,21 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use crate::common::failure::Failure;
+use crate::common::ids::ClusterId;
 use crate::common::ids::MemberId;
 use crate::common::ids::RequestIds;
 use crate::common::urls;
 use crate::server::api::backend::Identity;
 use crate::server::api::backend::Limits;
 use crate::server::api::http::Access;
+use crate::server::api::listener::Listener;
 use crate::server::api::server::ApiServer;
+use crate::server::api::server::Role;
 use crate::server::api::server::ServeOptions;
 use crate::server::api::server::connections_max;
 use crate::server::apply;
 use crate::server::apply::alarm::AlarmsHandle;
+use crate::server::apply::machine::Machine;
 use crate::server::apply::machine::MachineConfig;
 use crate::server::apply::metrics::ApplyMetrics;
 use crate::server::apply::published::Published;
@@ -40,8 +46,8 @@ use crate::server::bootstrap::Founder;
 use crate::server::checkpoint::flusher::Flusher;
 use crate::server::checkpoint::flusher::Stored;
 use crate::server::checkpoint::metrics::CheckpointMetrics;
+use crate::server::checkpoint::store::RedbCheckpoint;
 use crate::server::cluster::handle::ClusterHandle;
-use crate::server::config::AutoCompaction;
 use crate::server::config::Config;
 use crate::server::duties::compactor;
 use crate::server::duties::nospace;
@@ -61,9 +67,11 @@ use crate::server::propose::ProposerParts;
 use crate::server::raft;
 use crate::server::raft::config::CatchUp;
 use crate::server::raft::config::RaftConfig;
+use crate::server::raft::config::Start;
 use crate::server::raft::driver::Parts as RaftParts;
 use crate::server::raft::handle::RaftHandle;
 use crate::server::raft::metrics::RaftMetrics;
+use crate::server::raft::wal::Wal;
 use crate::server::raft::wal::WalMetrics;
 use crate::server::read::READ_INDEX_RETRY;
 use crate::server::read::ReadMetrics;
@@ -105,11 +113,18 @@ pub struct Member {
     desk: Arc<Desk>,
     published: Published,
     queue: ApplyHandle,
-    apply_thread: std::thread::JoinHandle<()>,
+    apply_thread: JoinHandle<()>,
     flusher: Arc<Flusher>,
     local: MemberId,
     /// The lock on the data directory.
     _storage: Storage,
+}
+
+/// What a member is started with beside its state.
+pub struct Surroundings<'a> {
+    pub config: &'a Config,
+    pub registry: &'a Registry,
+    pub ends: &'a Ends,
 }
 
 /// The part of the state that does not come from the log.
@@ -123,181 +138,272 @@ pub fn machine_config(config: &Config) -> MachineConfig {
     }
 }
 
-impl Member {
-    /// Starts every part on what `storage` gave. Nothing is served to clients before this member has published itself.
-    pub fn start(
-        config: &Config,
-        storage: Storage,
-        restored: Restored,
-        space: Space,
-        founders: Vec<Founder>,
-        sockets: Sockets,
-        ends: &Ends,
-        registry: Registry,
-    ) -> Result<Member, Failure> {
-        let Restored { local, cluster, mut wal, start, machine, checkpoint } = restored;
-        let handle = Handle::current();
-        let epoch = Instant::now();
-        wal.measure(WalMetrics::register(&registry), Box::new(move || epoch.elapsed()));
-        let applied = machine.applied().clone();
-        let desk = Arc::new(Desk::new(applied.index, DeskMetrics::register(&registry)));
+/// What the parts share while they are put together.
+struct Assembly<'a> {
+    config: &'a Config,
+    registry: &'a Registry,
+    ends: &'a Ends,
+    local: MemberId,
+    cluster: ClusterId,
+    /// Durations are measured from here.
+    epoch: Instant,
+    desk: Arc<Desk>,
+    queue: ApplyHandle,
+    raft: Arc<Raft>,
+    flusher: Arc<Flusher>,
+    images: Arc<Images>,
+    installer: Arc<Installer>,
+    published: Published,
+    apply_metrics: ApplyMetrics,
+    ids: Arc<RequestIds>,
+}
+
+impl<'a> Assembly<'a> {
+    /// What needs nothing but the restored state: where threads leave word, and the flusher.
+    fn new(
+        surroundings: &Surroundings<'a>,
+        storage: &Storage,
+        (local, cluster): (MemberId, ClusterId),
+        machine: &Machine,
+        checkpoint: RedbCheckpoint,
+    ) -> Result<Assembly<'a>, Failure> {
+        let Surroundings { config, registry, ends } = surroundings;
+        let applied = machine.applied().index;
+        let desk = Arc::new(Desk::new(applied, DeskMetrics::register(registry)));
         let queue = ApplyHandle::new(desk.clone(), ends.on_failure());
         let raft = Arc::new(Raft::default());
-        let snapshot_metrics = SnapshotMetrics::register(&registry);
+        let snapshot_metrics = SnapshotMetrics::register(registry);
         let images = Arc::new(Images::new(&storage.directories.snap, snapshot_metrics.clone()));
-        let installer = Arc::new(Installer::new(&storage.directories.snap, applied.index, snapshot_metrics));
-        let flusher = start_flusher(checkpoint, &registry, &queue, &raft, &installer)?;
-        let cluster_handle = ClusterHandle::new(cluster, local);
+        let installer = Arc::new(Installer::new(&storage.directories.snap, applied, snapshot_metrics));
+        let flusher = start_flusher(checkpoint, registry, &queue, &raft, &installer)?;
         let views = machine.store().views();
-        let published = Published::new(cluster_handle, AlarmsHandle::default(), space, views);
+        Ok(Assembly {
+            config,
+            registry,
+            ends,
+            local,
+            cluster,
+            epoch: Instant::now(),
+            desk,
+            queue,
+            raft,
+            flusher,
+            images,
+            installer,
+            published: Published::new(
+                ClusterHandle::new(cluster, local),
+                AlarmsHandle::default(),
+                machine.config().space.clone(),
+                views,
+            ),
+            apply_metrics: ApplyMetrics::register(registry),
+            ids: Arc::new(RequestIds::new(local, unix_millis())),
+        })
+    }
+
+    /// The transport with every member that the state knows. Nothing comes in before raft is connected.
+    fn peers(&self, machine: &Machine, founders: &[Founder]) -> Arc<Peers> {
         let peers = Peers::new(
             PeerConfig {
-                local,
-                cluster,
-                peer_urls: urls::strings(&config.advertise_peer_urls),
+                local: self.local,
+                cluster: self.cluster,
+                peer_urls: urls::strings(&self.config.advertise_peer_urls),
                 removed: machine.membership().removed().collect(),
                 timing: Timing::default(),
             },
-            images.clone(),
-            installer.clone(),
-            Arc::new(Removal(ends.clone())),
-            PeerMetrics::register(&registry),
-            handle,
+            self.images.clone(),
+            self.installer.clone(),
+            Arc::new(Removal(self.ends.clone())),
+            PeerMetrics::register(self.registry),
+            Handle::current(),
         );
         // A member that joins has no membership before its first entries: it must be able to answer those who send them.
-        for founder in &founders {
+        for founder in founders {
             peers.add_peer(founder.id, &founder.peer_urls);
         }
         for member in machine.membership().members() {
             peers.add_peer(member.id, &member.peer_urls);
         }
+        peers
+    }
+
+    fn apply_thread(&self, machine: Machine, peers: &Arc<Peers>, database: PathBuf) -> Result<JoinHandle<()>, Failure> {
         let snapshots = SnapshotPort(Arc::new(SnapshotWork {
-            images,
-            installer,
-            flusher: flusher.clone(),
-            raft: raft.clone(),
-            database: storage.database(),
-            queue: OnceLock::from(queue.clone()),
+            images: self.images.clone(),
+            installer: self.installer.clone(),
+            flusher: self.flusher.clone(),
+            raft: self.raft.clone(),
+            database,
+            queue: OnceLock::from(self.queue.clone()),
         }));
-        let apply_metrics = ApplyMetrics::register(&registry);
-        let apply_thread = apply::thread::start(
-            machine,
-            queue.clone(),
-            ThreadParts {
-                raft: raft.clone(),
-                flusher: flusher.clone(),
-                snapshots: Arc::new(snapshots),
-                peers: Arc::new(PeerList { peers: peers.clone(), local }),
-                events: None,
-                published: published.clone(),
-                metrics: apply_metrics.clone(),
-                stopwatch: Box::new(move || epoch.elapsed()),
-                slow_after: config.warning_apply,
-                compaction: CompactionPace {
-                    batch: config.compaction_batch_limit,
-                    pause: config.compaction_sleep_interval,
-                },
+        let epoch = self.epoch;
+        let parts = ThreadParts {
+            raft: self.raft.clone(),
+            flusher: self.flusher.clone(),
+            snapshots: Arc::new(snapshots),
+            peers: Arc::new(PeerList { peers: peers.clone(), local: self.local }),
+            events: None,
+            published: self.published.clone(),
+            metrics: self.apply_metrics.clone(),
+            stopwatch: Box::new(move || epoch.elapsed()),
+            slow_after: self.config.warning_apply,
+            compaction: CompactionPace {
+                batch: self.config.compaction_batch_limit,
+                pause: self.config.compaction_sleep_interval,
             },
-        )?;
+        };
+        apply::thread::start(machine, self.queue.clone(), parts)
+    }
+
+    /// Starts raft and connects everybody who waited for it.
+    fn raft_thread(&self, mut wal: Wal, start: Start, peers: &Arc<Peers>) -> Result<RaftHandle, Failure> {
+        let epoch = self.epoch;
+        wal.measure(WalMetrics::register(self.registry), Box::new(move || epoch.elapsed()));
         let parts = RaftParts {
             log: Box::new(wal),
-            state: Arc::new(queue.clone()),
+            state: Arc::new(self.queue.clone()),
             transport: peers.clone(),
-            metrics: RaftMetrics::register(&registry),
-            end_process: ends.end_process(),
+            metrics: RaftMetrics::register(self.registry),
+            end_process: self.ends.end_process(),
         };
-        let raft_handle = raft::driver::start(&raft_config(config, local), start, parts)?;
-        raft.connect(raft_handle.clone());
-        peers.set_inbox(Arc::new(raft_handle.clone()));
-        let ids = Arc::new(RequestIds::new(local, unix_millis()));
-        let timeout = config.request_timeout();
-        let proposer = Proposer::new(ProposerParts {
+        let handle = raft::driver::start(&raft_config(self.config, self.local), start, parts)?;
+        self.raft.connect(handle.clone());
+        peers.set_inbox(Arc::new(handle.clone()));
+        Ok(handle)
+    }
+
+    fn proposer(&self, peers: &Arc<Peers>) -> Proposer {
+        Proposer::new(ProposerParts {
             limits: ProposeLimits {
-                request_bytes_max: config.max_request_bytes,
-                request_timeout: timeout,
-                election_timeout: config.election_timeout,
+                request_bytes_max: self.config.max_request_bytes,
+                request_timeout: self.config.request_timeout(),
+                election_timeout: self.config.election_timeout,
             },
-            ids: ids.clone(),
-            raft: raft.clone(),
-            desk: desk.clone(),
-            queue: queue.clone(),
-            published: published.clone(),
+            ids: self.ids.clone(),
+            raft: self.raft.clone(),
+            desk: self.desk.clone(),
+            queue: self.queue.clone(),
+            published: self.published.clone(),
             connectivity: Arc::new(Links(peers.clone())),
-            metrics: ProposeMetrics::register(&registry),
-        });
-        let reader = Reader::new(ReaderParts {
-            request_timeout: timeout,
+            metrics: ProposeMetrics::register(self.registry),
+        })
+    }
+
+    fn reader(&self) -> Reader {
+        Reader::new(ReaderParts {
+            request_timeout: self.config.request_timeout(),
             retry: READ_INDEX_RETRY,
-            ids,
-            raft,
-            desk: desk.clone(),
-            published: published.clone(),
-            metrics: ReadMetrics::register(&registry),
-        });
-        let mut tasks = JoinSet::new();
-        tasks.spawn(reader.clone().run());
-        let (removal_desk, removal_ends) = (desk.clone(), ends.clone());
-        tasks.spawn(async move {
-            removal_desk.until_removed().await;
-            removal_ends.end(End::Removed);
-        });
-        let backend = Arc::new(MemberBackend {
-            identity: Identity { member: local, cluster, name: config.name.clone() },
+            ids: self.ids.clone(),
+            raft: self.raft.clone(),
+            desk: self.desk.clone(),
+            published: self.published.clone(),
+            metrics: ReadMetrics::register(self.registry),
+        })
+    }
+
+    fn backend(&self, proposer: &Proposer, reader: &Reader) -> Arc<MemberBackend> {
+        let config = self.config;
+        Arc::new(MemberBackend {
+            identity: Identity { member: self.local, cluster: self.cluster, name: config.name.clone() },
             limits: Limits {
                 request_bytes_max: config.max_request_bytes,
                 txn_ops_max: config.max_txn_ops,
                 quota_backend_bytes: config.quota_backend_bytes,
-                request_timeout: timeout,
+                request_timeout: config.request_timeout(),
                 election_timeout: config.election_timeout,
                 slow_request: config.warning_unary_request,
             },
             proposer: proposer.clone(),
             reader: reader.clone(),
-            desk: desk.clone(),
-            published: published.clone(),
-            queue: queue.clone(),
-            flusher: flusher.clone(),
-            ranges: apply_metrics.ranges,
+            desk: self.desk.clone(),
+            published: self.published.clone(),
+            queue: self.queue.clone(),
+            flusher: self.flusher.clone(),
+            ranges: self.apply_metrics.ranges.clone(),
+        })
+    }
+
+    /// Everything this member does unasked, and the gate that opens once it has published itself.
+    fn duties(&self, proposer: &Proposer, reader: &Reader) -> (JoinSet<()>, PublishGate) {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(reader.clone().run());
+        let (desk, ends) = (self.desk.clone(), self.ends.clone());
+        tasks.spawn(async move {
+            desk.until_removed().await;
+            ends.end(End::Removed);
         });
-        let facts = Facts { backend: backend.clone(), published: published.clone(), reader: reader.clone() };
-        let peer_listener = PeerListener::start(&peers, Arc::new(facts), sockets.peer)
-            .map_err(|error| Failure::Refused(format!("cannot serve peers: {error}")))?;
         let (publisher, gate) = Publisher::new(
             proposer.clone(),
-            desk.clone(),
-            local,
-            config.name.clone(),
-            urls::strings(&config.advertise_client_urls),
+            self.desk.clone(),
+            self.local,
+            self.config.name.clone(),
+            urls::strings(&self.config.advertise_client_urls),
         );
         tasks.spawn(publisher.run());
-        tasks.spawn(nospace::run(proposer.clone(), desk.clone()));
-        let versions = Arc::new(PeerVersions);
+        tasks.spawn(nospace::run(proposer.clone(), self.desk.clone()));
         tasks.spawn(version::run(
             proposer.clone(),
-            desk.clone(),
-            published.cluster.clone(),
-            versions,
+            self.desk.clone(),
+            self.published.cluster.clone(),
+            Arc::new(PeerVersions),
             version::CHECK_INTERVAL,
         ));
-        if let Some(mode) = auto_compaction(config.auto_compaction) {
-            tasks.spawn(compactor::run(mode, proposer, reader, desk.clone()));
+        if let Some(mode) = self.config.auto_compaction {
+            tasks.spawn(compactor::run(mode, proposer.clone(), reader.clone(), self.desk.clone()));
         }
-        config.features.register(&registry);
-        let api = ApiServer::new(backend, &registry, serve_options(config)?);
-        for (listener, role) in sockets.client {
+        (tasks, gate)
+    }
+
+    /// The client and metrics ports. Clients are answered once the gate opens, scrapes at once.
+    fn api(
+        &self,
+        backend: Arc<MemberBackend>,
+        client: Vec<(Listener, Role)>,
+        metrics: Vec<(Listener, Role)>,
+        gate: &PublishGate,
+    ) -> Result<Arc<ApiServer>, Failure> {
+        self.config.features.register(self.registry);
+        let api = ApiServer::new(backend, self.registry, serve_options(self.config)?);
+        for (listener, role) in client {
             let gate = gate.clone();
             api.serve(listener, role, async move { gate.published().await });
         }
-        for (listener, role) in sockets.metrics {
+        for (listener, role) in metrics {
             api.serve(listener, role, std::future::ready(()));
         }
+        Ok(api)
+    }
+}
+
+impl Member {
+    /// Starts every part on what `storage` gave. Nothing is served to clients before this member has published itself.
+    pub fn start(
+        surroundings: &Surroundings<'_>,
+        storage: Storage,
+        restored: Restored,
+        founders: &[Founder],
+        sockets: Sockets,
+    ) -> Result<Member, Failure> {
+        let Restored { local, cluster, wal, start, machine, checkpoint } = restored;
+        let assembly = Assembly::new(surroundings, &storage, (local, cluster), &machine, checkpoint)?;
+        let peers = assembly.peers(&machine, founders);
+        let apply_thread = assembly.apply_thread(machine, &peers, storage.database())?;
+        let raft = assembly.raft_thread(wal, start, &peers)?;
+        let (proposer, reader) = (assembly.proposer(&peers), assembly.reader());
+        let backend = assembly.backend(&proposer, &reader);
+        let facts = Facts { backend: backend.clone(), published: assembly.published.clone(), reader: reader.clone() };
+        let peer_listener = PeerListener::start(&peers, Arc::new(facts), sockets.peer)
+            .map_err(|error| Failure::Refused(format!("cannot serve peers: {error}")))?;
+        let (tasks, gate) = assembly.duties(&proposer, &reader);
+        let api = assembly.api(backend, sockets.client, sockets.metrics, &gate)?;
+        let Assembly { desk, published, queue, flusher, .. } = assembly;
         Ok(Member {
             api,
             tasks,
             gate,
             peer_listener,
             peers,
-            raft: raft_handle,
+            raft,
             desk,
             published,
             queue,
@@ -364,7 +470,7 @@ impl PeerEvents for Removal {
 }
 
 fn start_flusher(
-    checkpoint: crate::server::checkpoint::store::RedbCheckpoint,
+    checkpoint: RedbCheckpoint,
     registry: &Registry,
     queue: &ApplyHandle,
     raft: &Arc<Raft>,
@@ -406,14 +512,6 @@ fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
         connections_max: connections_max().map_err(Failure::Refused)?,
         extensive_metrics: config.extensive_metrics,
     })
-}
-
-fn auto_compaction(setting: AutoCompaction) -> Option<compactor::AutoCompaction> {
-    match setting {
-        AutoCompaction::Off => None,
-        AutoCompaction::Periodic(period) => Some(compactor::AutoCompaction::Periodic(period)),
-        AutoCompaction::Revision(revisions) => Some(compactor::AutoCompaction::Revision(revisions)),
-    }
 }
 
 fn unix_millis() -> u64 {

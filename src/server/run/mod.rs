@@ -6,6 +6,8 @@ pub mod facts;
 pub mod identity;
 pub mod member;
 pub mod ports;
+#[cfg(test)]
+mod powercut_tests;
 pub mod sockets;
 pub mod storage;
 pub mod versions;
@@ -29,9 +31,11 @@ use crate::server::metrics::new_registry;
 use crate::server::raft::wal::WalOptions;
 use crate::server::run::ends::Ends;
 use crate::server::run::member::Member;
+use crate::server::run::member::Surroundings;
 use crate::server::run::member::machine_config;
 use crate::server::run::sockets::Sockets;
 use crate::server::run::storage::Directories;
+use crate::server::run::storage::Restored;
 use crate::server::run::storage::Storage;
 
 /// How a running member was asked to end, or ended by itself.
@@ -46,7 +50,8 @@ pub fn main(words: Vec<OsString>, manner: Manner) -> ExitCode {
         Manner::Original => Personality::Etcd,
         Manner::Native => Personality::Native,
     };
-    let config = match Config::from_args(&words, std::env::vars(), personality) {
+    let config = variables().and_then(|variables| Config::from_args(&words, variables.into_iter(), personality));
+    let config = match config {
         Ok(config) => config,
         Err(exit) => return leave(&exit),
     };
@@ -70,6 +75,21 @@ pub fn main(words: Vec<OsString>, manner: Manner) -> ExitCode {
     }
 }
 
+/// The environment. Variables that are not UTF-8 are nobody's, but for ours.
+fn variables() -> Result<Vec<(String, String)>, Exit> {
+    let mut variables = Vec::new();
+    for (name, text) in std::env::vars_os() {
+        match (name.into_string(), text.into_string()) {
+            (Ok(name), Ok(text)) => variables.push((name, text)),
+            (Ok(name), Err(text)) if name.starts_with("ETCD_") => {
+                return Err(Exit::failed_to_verify(format!("value {text:?} of {name} is not UTF-8")));
+            }
+            _ => {}
+        }
+    }
+    Ok(variables)
+}
+
 /// Why a member did not start.
 enum StartError {
     Refused(String),
@@ -91,30 +111,16 @@ async fn serve(config: &Config) -> Result<Stop, StartError> {
         "starting a member"
     );
     let mut signals = Signals::new().map_err(StartError::Refused)?;
-    let sockets = Sockets::bind(config).await.map_err(StartError::Refused)?;
-    let directories = Directories::new(&config.data_dir, config.wal_dir.as_deref());
-    let options = WalOptions { fsync: config.fsync, ..WalOptions::default() };
-    let identity = match Storage::has_log_in(&directories)? {
-        true => None,
-        false => Some(identity::decide(config).await.map_err(StartError::Refused)?),
-    };
-    let storage = Storage::open(directories, options)?;
-    if let Some((identity, founder)) = &identity {
-        storage.create_log(identity, *founder)?;
-    }
-    let machine_config = machine_config(config);
-    let space = machine_config.space.clone();
-    let restored = storage.restore(machine_config)?;
-    tracing::info!(
-        member = %restored.local,
-        cluster = %restored.cluster,
-        applied = restored.machine.applied().index,
-        revision = restored.machine.revision(),
-        "restored"
-    );
     let ends = Ends::default();
-    let founders = identity.map(|(identity, _)| identity.members).unwrap_or_default();
-    let member = Member::start(config, storage, restored, space, founders, sockets, &ends, new_registry())?;
+    let member = tokio::select! {
+        member = start(config, &ends) => member?,
+        // Reading a long log or asking others may take long. Nothing was acknowledged yet, and the disk holds what a
+        // crash at this moment would leave.
+        signal = signals.next() => {
+            tracing::info!(signal = signal.as_str(), "stopping before the start was finished");
+            return Ok(Stop::Signal(signal));
+        }
+    };
     let ready = async {
         member.ready().await;
         tracing::info!(name = config.name, "ready to serve client requests");
@@ -142,6 +148,42 @@ async fn serve(config: &Config) -> Result<Stop, StartError> {
         }
     }
     Ok(stop)
+}
+
+/// Sockets, then the disk, then the member on both.
+async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
+    let sockets = Sockets::bind(config).await.map_err(StartError::Refused)?;
+    let directories = Directories::new(&config.data_dir, config.wal_dir.as_deref());
+    let identity = match Storage::has_log_in(&directories)? {
+        true => None,
+        false => Some(identity::decide(config).await.map_err(StartError::Refused)?),
+    };
+    let founders = identity.as_ref().map(|(identity, _)| identity.members.clone()).unwrap_or_default();
+    let options = WalOptions { fsync: config.fsync, ..WalOptions::default() };
+    let machine_config = machine_config(config);
+    let reading = tokio::task::spawn_blocking(move || -> Result<(Storage, Restored), Failure> {
+        let storage = Storage::open(directories, options)?;
+        if let Some((identity, founder)) = &identity {
+            storage.create_log(identity, *founder)?;
+        }
+        let restored = storage.restore(machine_config)?;
+        Ok((storage, restored))
+    });
+    let (storage, restored) = match reading.await {
+        Ok(read) => read?,
+        // A panic: its message was printed, and what it was about is a mistake of ours or a damaged file.
+        Err(error) => return Err(StartError::Refused(format!("cannot read the data directory: {error}"))),
+    };
+    tracing::info!(
+        member = %restored.local,
+        cluster = %restored.cluster,
+        applied = restored.machine.applied().index,
+        revision = restored.machine.revision(),
+        "restored"
+    );
+    let registry = new_registry();
+    let surroundings = Surroundings { config, registry: &registry, ends };
+    Ok(Member::start(&surroundings, storage, restored, &founders, sockets)?)
 }
 
 /// SIGINT and SIGTERM.

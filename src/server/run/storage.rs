@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::common::failure::Failure;
 use crate::common::ids::ClusterId;
 use crate::common::ids::MemberId;
+use crate::disk::create_dir_durably;
 use crate::disk::lock::DirLock;
 use crate::disk::real::RealDisk;
 use crate::proto::raftpb::HardState;
@@ -89,58 +90,50 @@ impl Storage {
     /// that joins begins with nothing.
     pub fn create_log(&self, identity: &Identity, founder: bool) -> Result<(), Failure> {
         let metadata = walpb::Metadata { node_id: identity.local.0, cluster_id: identity.cluster.0 };
-        let mut wal = Wal::create(self.disk.clone(), &self.directories.wal, metadata, self.options)?;
-        if founder {
-            let members: Vec<(MemberId, String, Vec<String>)> = identity
-                .members
-                .iter()
-                .map(|member| (member.id, member.name.clone(), member.peer_urls.clone()))
-                .collect();
-            let (entries, hard_state, _) = bootstrap_entries(&members);
-            wal.save(Some(&hard_state), &entries, true)?;
+        let (disk, dir) = (self.disk.clone(), &self.directories.wal);
+        if !founder {
+            return Wal::create(disk, dir, metadata, self.options).map(drop);
         }
-        Ok(())
+        let members = identity.members.iter();
+        let members: Vec<_> =
+            members.map(|member| (member.id, member.name.clone(), member.peer_urls.clone())).collect();
+        let (entries, hard_state, _) = bootstrap_entries(&members);
+        Wal::found(disk, dir, metadata, self.options, &hard_state, &entries).map(drop)
     }
 
     /// Reads the log and the checkpoint, and applies what is committed and not in the checkpoint.
     pub fn restore(&self, config: MachineConfig) -> Result<Restored, Failure> {
         let (wal, recovered) = Wal::open(self.disk.clone(), &self.directories.wal, self.options)?;
-        install::recover(&self.directories.snap, snapshot_needed(&recovered))?;
+        // What the log cannot replay must be in the database, and nothing more: our own snapshot records lie above, and a
+        // database that fell back by a commit is behind the newest of them (reliability.md 3.3, sentence 7).
+        install::recover(&self.directories.snap, recovered.base.index)?;
         let checkpoint = RedbCheckpoint::open(&self.database())?;
-        let local = MemberId(recovered.metadata.node_id);
-        let cluster = ClusterId(recovered.metadata.cluster_id);
-        let (machine, start) = state_of(config, &checkpoint, recovered)?;
+        let (local, cluster) = (MemberId(recovered.metadata.node_id), ClusterId(recovered.metadata.cluster_id));
+        let (start, machine) = resume(config, &checkpoint, recovered)?;
         Ok(Restored { local, cluster, wal, start, machine, checkpoint })
     }
 }
 
-/// The entry that the checkpoint must hold at least, for the log begins behind it: where a snapshot that was received took
-/// the place of older entries, its image is put in place if the checkpoint is older. A record of our own checkpoint asks
-/// for nothing: the log goes on reaching the one before, should the database fall back to it (reliability.md 3.3, 7).
-pub fn snapshot_needed(recovered: &Recovered) -> u64 {
-    recovered.base.index
-}
-
-/// The state of a checkpoint and the log behind it, and what raft starts from.
-pub fn state_of(
+/// The state of a checkpoint and of a log: what the checkpoint lacks is applied.
+pub fn resume(
     config: MachineConfig,
     checkpoint: &dyn Checkpoint,
     recovered: Recovered,
-) -> Result<(Machine, Start), Failure> {
+) -> Result<(Start, Machine), Failure> {
     let (buckets, applied) = checkpoint.buckets()?;
-    let checkpoint_index = applied.index;
+    let durable_index = applied.index;
     let mut machine = Machine::restore(config, checkpoint.tables()?, &buckets, applied)?;
     let hard_state = replay(&mut machine, &recovered)?;
     let applied = machine.applied();
     let start = Start {
         hard_state,
         base: (recovered.base.index, recovered.base.term),
+        durable_index,
         applied: (applied.index, applied.term),
         conf_state: applied.conf_state.clone(),
         entries: recovered.entries,
-        checkpoint_index,
     };
-    Ok((machine, start))
+    Ok((start, machine))
 }
 
 /// Applies every committed entry behind the checkpoint. The commit of the log may lag behind the checkpoint, because it is
@@ -165,15 +158,14 @@ fn replay(machine: &mut Machine, recovered: &Recovered) -> Result<HardState, Fai
     for entry in missing {
         machine.apply_entry(entry)?;
     }
-    Ok(HardState { commit, ..recovered.hard_state.clone() })
+    Ok(HardState { commit, ..recovered.hard_state })
 }
 
-/// Creates a directory that only we can read; an existing one with wider rights is used, with a word about it.
+/// Creates a directory that only we can read, durably, for what we acknowledge lies below it; an existing one with wider
+/// rights is used, with a word about it.
 fn create_private(path: &Path) -> Result<(), Failure> {
-    use std::os::unix::fs::DirBuilderExt;
     use std::os::unix::fs::PermissionsExt;
-    let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    created.map_err(Failure::io("cannot create directory", path))?;
+    create_dir_durably(&RealDisk, path).map_err(Failure::io("cannot create directory", path))?;
     let mode = std::fs::metadata(path).map_err(Failure::io("cannot read", path))?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         tracing::warn!(
@@ -183,4 +175,33 @@ fn create_private(path: &Path) -> Result<(), Failure> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::raftpb::Entry;
+    use crate::server::apply::testing::Written;
+    use crate::server::bootstrap::Founder;
+
+    /// A database that fell back by a commit, or is gone, lies behind our own snapshot record; the log has what it lacks.
+    #[test]
+    fn a_snapshot_record_of_our_own_asks_nothing_of_the_database() {
+        let temp = tempfile::tempdir().unwrap();
+        let directories = Directories::new(temp.path(), None);
+        let storage = Storage::open(directories, WalOptions::default()).unwrap();
+        let founder = Founder { id: MemberId(7), name: "m".to_owned(), peer_urls: vec!["http://h:1".to_owned()] };
+        let identity = Identity { local: MemberId(7), cluster: ClusterId(9), members: vec![founder] };
+        storage.create_log(&identity, true).unwrap();
+        let entries: Vec<Entry> = (2..=4).map(|index| Entry { index, term: 2, ..Entry::default() }).collect();
+        let (mut wal, recovered) =
+            Wal::open(storage.disk.clone(), &storage.directories.wal, WalOptions::default()).unwrap();
+        assert_eq!(recovered.entries.len(), 1, "the founder's entry came with the log");
+        wal.save(Some(&HardState { term: 2, vote: 7, commit: 4 }), &entries, true).unwrap();
+        wal.save_snapshot(&walpb::Snapshot { index: 3, term: 2, ..walpb::Snapshot::default() }).unwrap();
+        drop(wal);
+        let restored = storage.restore(Written::default().machine_config(-1)).unwrap();
+        assert_eq!((restored.start.durable_index, restored.start.applied), (0, (4, 2)));
+        assert_eq!(restored.machine.membership().members().count(), 1);
+    }
 }

@@ -164,23 +164,23 @@ impl ImageSink for Installer {
 
 /// Brings `dir` in order at start: finishes an install that the log has and the database has not, removes leftovers.
 ///
-/// `wal_snapshot_index` is that of the newest snapshot record in the log which its hard state covers (index at or below
-/// commit), 0 if it has none. Opens and closes the database: call it before anything else has it open. Refuses when the log goes on from
+/// `log_base` is the index behind which the log begins: that of the snapshot that was installed last, unless entries were
+/// released since. Opens and closes the database: call it before anything else has it open. Refuses when the log goes on from
 /// a snapshot that is in neither file: entries between them are gone.
-pub fn recover(dir: &Path, wal_snapshot_index: u64) -> Result<(), Failure> {
+pub fn recover(dir: &Path, log_base: u64) -> Result<(), Failure> {
     let database = dir.join(DATABASE);
-    let prepared = dir.join(prepared_name(wal_snapshot_index));
+    let prepared = dir.join(prepared_name(log_base));
     let applied = applied_of(&database)?;
-    if applied.unwrap_or(0) < wal_snapshot_index {
-        if applied_of(&prepared)? != Some(wal_snapshot_index) {
+    if applied.unwrap_or(0) < log_base {
+        if applied_of(&prepared)? != Some(log_base) {
             let has = applied.map_or("is missing".to_owned(), |index| format!("ends with entry {index}"));
             return Err(Failure::Refused(format!(
-                "the log begins behind entry {wal_snapshot_index}, but {} {has} and {} is not there",
+                "the log begins behind entry {log_base}, but {} {has} and {} is not there",
                 database.display(),
                 prepared.display()
             )));
         }
-        tracing::info!(index = wal_snapshot_index, "finishing the install of a snapshot");
+        tracing::info!(index = log_base, "finishing the install of a snapshot");
         rename_durably(&prepared, &database)?;
     }
     remove_leftovers(dir)

@@ -280,9 +280,9 @@ impl Cluster {
             hard_state: disk.hard_state,
             base: disk.base,
             entries: disk.entries,
+            durable_index: state.index,
             applied: (state.index, state.term),
             conf_state: state.conf_state(),
-            checkpoint_index: state.index,
         };
         member.state = state;
         member.node = Some(Node::new(&config, start).unwrap());

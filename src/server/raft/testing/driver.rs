@@ -177,7 +177,7 @@ fn config(id: u64) -> RaftConfig {
 fn bootstrapped(voters: u64) -> Start {
     let members: Vec<_> = (1..=voters).map(|id| (MemberId(id), String::new(), Vec::new())).collect();
     let (entries, hard_state, conf_state) = bootstrap_entries(&members);
-    Start { hard_state, base: (0, 0), entries, applied: (voters, 1), conf_state, checkpoint_index: voters }
+    Start { hard_state, base: (0, 0), entries, durable_index: voters, applied: (voters, 1), conf_state }
 }
 
 fn start_with(config: &RaftConfig, start: Start) -> (RaftHandle, Fake) {

@@ -475,9 +475,9 @@ fn start(applied: (u64, u64), hard_state: (u64, u64, u64), entries: &[(u64, u64)
             .iter()
             .map(|(index, term)| Entry { index: *index, term: *term, ..Default::default() })
             .collect(),
+        durable_index: applied.0,
         applied,
         conf_state: ConfState { voters: vec![1, 2], ..Default::default() },
-        checkpoint_index: applied.0,
     }
 }
 

@@ -375,6 +375,36 @@ fn whole_life(story: &mut Story) -> bool {
     !lived
 }
 
+/// A founder's log without its entries would be taken for that of a member that joins, and never have a leader.
+#[test]
+fn a_founders_log_is_there_with_its_entries_or_not_at_all() {
+    let mut found = [0, 0];
+    let mut n = 1;
+    loop {
+        let mut crashed = false;
+        for seed in 0..12 {
+            let disk = SimDisk::new(seed);
+            disk.crash_at(n);
+            let (state, entries) = (state(1, 3), entries(1..=3, 1));
+            let created = Wal::found(Arc::new(disk.clone()), dir(), METADATA, LARGE, &state, &entries).is_ok();
+            crashed = disk.has_crashed();
+            let disk = disk.restart();
+            let exists = Wal::exists(&disk, dir()).unwrap();
+            found[usize::from(exists)] += 1;
+            assert!(exists || !created, "seed {seed}, operation {n}");
+            if exists {
+                let (_, recovered) = open(&disk, LARGE).unwrap();
+                assert_eq!((recovered.hard_state, recovered.entries), (state, entries), "seed {seed}, operation {n}");
+            }
+        }
+        if !crashed {
+            break;
+        }
+        n += 1;
+    }
+    assert!(found[0] > 10 && found[1] > 10, "{found:?}");
+}
+
 #[test]
 fn what_a_killed_process_left_in_the_cache_is_durable_once_it_was_read() {
     for seed in 0..200 {

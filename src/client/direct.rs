@@ -1,0 +1,193 @@
+//! Calls on one bare HTTP/2 connection: no balancing, no second attempt, no deadline, no metadata.
+//!
+//! A load generator shares its cores with the server that it judges, so a request must cost it little: `Client` spends
+//! about as much on choosing a connection and guarding an attempt as on the request itself.
+
+use std::sync::Arc;
+
+use bytes::BufMut;
+use bytes::Bytes;
+use bytes::BytesMut;
+use h2::RecvStream;
+use h2::client::SendRequest;
+use http::Uri;
+use prost::Message;
+use tonic::Code;
+use tonic::Status;
+
+use super::CallError;
+use super::RECEIVE_BYTES_MAX;
+use super::connection::WINDOW_BYTES;
+use super::endpoint::Endpoint;
+use crate::proto::etcdserverpb::PutRequest;
+use crate::proto::etcdserverpb::PutResponse;
+use crate::proto::etcdserverpb::RangeRequest;
+use crate::proto::etcdserverpb::RangeResponse;
+use crate::proto::etcdserverpb::TxnRequest;
+use crate::proto::etcdserverpb::TxnResponse;
+
+/// A flag byte (compressed or not) and four bytes of length stand before every message (gRPC over HTTP/2).
+const FRAME_HEAD_BYTES: usize = 5;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectError {
+    /// The server said no. The connection is as good as before.
+    #[error("{0}")]
+    Refused(CallError),
+    /// The connection is gone or what arrives on it is not gRPC: nothing more can be asked.
+    #[error("{0}")]
+    Lost(String),
+}
+
+/// A connection. Clones share it; each caller has its own clone.
+#[derive(Clone)]
+pub struct Direct {
+    sender: SendRequest<Bytes>,
+    targets: Arc<Targets>,
+}
+
+/// The methods' addresses, read once.
+struct Targets {
+    put: Uri,
+    range: Uri,
+    txn: Uri,
+}
+
+impl Direct {
+    /// Dials `endpoint`. The second value runs until the connection ends and must be polled meanwhile.
+    pub async fn open(endpoint: &str) -> Result<(Direct, impl Future<Output = ()> + Send + use<>), String> {
+        let parsed = Endpoint::parse(endpoint);
+        if parsed.secure {
+            return Err(super::OpenError::TlsUnsupported(endpoint.to_owned()).to_string());
+        }
+        let target = |method: &str| {
+            let path = format!("/etcdserverpb.KV/{method}");
+            let uri = Uri::builder().scheme("http").authority(parsed.authority()).path_and_query(path).build();
+            uri.map_err(|error| format!("{endpoint}: {error}"))
+        };
+        let targets = Arc::new(Targets { put: target("Put")?, range: target("Range")?, txn: target("Txn")? });
+        let socket = parsed.dial().await?;
+        let (sender, connection) = h2::client::Builder::new()
+            .initial_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .handshake(socket.stream)
+            .await
+            .map_err(|error| format!("{endpoint}: {error}"))?;
+        // How the connection ended shows in the requests that it carried.
+        let ended = async move { drop(connection.await) };
+        Ok((Direct { sender, targets }, ended))
+    }
+
+    pub async fn put(&mut self, request: &PutRequest) -> Result<PutResponse, DirectError> {
+        let target = self.targets.put.clone();
+        self.call(target, request).await
+    }
+
+    pub async fn range(&mut self, request: &RangeRequest) -> Result<RangeResponse, DirectError> {
+        let target = self.targets.range.clone();
+        self.call(target, request).await
+    }
+
+    pub async fn txn(&mut self, request: &TxnRequest) -> Result<TxnResponse, DirectError> {
+        let target = self.targets.txn.clone();
+        self.call(target, request).await
+    }
+
+    async fn call<Q: Message, R: Message + Default>(&mut self, target: Uri, request: &Q) -> Result<R, DirectError> {
+        // Waits while the server's limit of concurrent streams is reached.
+        std::future::poll_fn(|context| self.sender.poll_ready(context)).await.map_err(lost)?;
+        let head = http::Request::post(target)
+            .header(http::header::CONTENT_TYPE, "application/grpc")
+            .header(http::header::TE, "trailers")
+            .body(())
+            .map_err(|error| DirectError::Lost(error.to_string()))?;
+        let (answer, mut stream) = self.sender.send_request(head, false).map_err(lost)?;
+        stream.send_data(frame(request), true).map_err(lost)?;
+        let (head, mut body) = answer.await.map_err(lost)?.into_parts();
+        // An error without a message comes as headers alone.
+        if let Some(status) = Status::from_header_map(&head.headers) {
+            accept(status)?;
+        }
+        if head.status != http::StatusCode::OK {
+            return Err(DirectError::Lost(format!("HTTP status {}", head.status)));
+        }
+        let message = receive(&mut body).await?;
+        if let Some(trailers) = body.trailers().await.map_err(lost)? {
+            accept(Status::from_header_map(&trailers).unwrap_or_else(|| Status::unknown("no grpc-status")))?;
+        }
+        read_frame(message)
+    }
+}
+
+fn lost(error: h2::Error) -> DirectError {
+    DirectError::Lost(error.to_string())
+}
+
+fn accept(status: Status) -> Result<(), DirectError> {
+    match status.code() {
+        Code::Ok => Ok(()),
+        _ => Err(DirectError::Refused(CallError::of(status))),
+    }
+}
+
+/// A message with gRPC's head, in one buffer.
+fn frame<Q: Message>(message: &Q) -> Bytes {
+    let length = message.encoded_len();
+    let mut buffer = BytesMut::with_capacity(FRAME_HEAD_BYTES + length);
+    buffer.put_u8(0);
+    buffer.put_u32(u32::try_from(length).expect("requests are far smaller than 4 GiB"));
+    message.encode(&mut buffer).expect("the buffer grows as needed");
+    buffer.freeze()
+}
+
+/// The whole body. A small one arrives in one piece and is not copied.
+async fn receive(body: &mut RecvStream) -> Result<Bytes, DirectError> {
+    let mut first = Bytes::new();
+    let mut whole = BytesMut::new();
+    while let Some(piece) = body.data().await {
+        let piece = piece.map_err(lost)?;
+        // Given back at once: the window is for the server's pace, not for ours.
+        body.flow_control().release_capacity(piece.len()).map_err(lost)?;
+        if first.is_empty() {
+            first = piece;
+            continue;
+        }
+        if whole.is_empty() {
+            whole.extend_from_slice(&first);
+        }
+        whole.extend_from_slice(&piece);
+        if whole.len() > RECEIVE_BYTES_MAX {
+            return Err(DirectError::Lost("a response larger than 2 GiB".to_owned()));
+        }
+    }
+    Ok(if whole.is_empty() { first } else { whole.freeze() })
+}
+
+fn read_frame<R: Message + Default>(body: Bytes) -> Result<R, DirectError> {
+    let broken = || DirectError::Lost("a response that is no gRPC message".to_owned());
+    let (head, message) = body.split_at_checked(FRAME_HEAD_BYTES).ok_or_else(broken)?;
+    let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
+    if head[0] != 0 || usize::try_from(length).ok() != Some(message.len()) {
+        return Err(broken());
+    }
+    R::decode(body.slice(FRAME_HEAD_BYTES..)).map_err(|_| broken())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_read_back_and_a_broken_one_is_refused() {
+        let request = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
+        let framed = frame(&request);
+        assert_eq!(framed[..5], [0, 0, 0, 0, 6]);
+        assert_eq!(read_frame::<PutRequest>(framed.clone()).expect("our own frame"), request);
+        let check = |bytes: Bytes| assert!(matches!(read_frame::<PutRequest>(bytes), Err(DirectError::Lost(_))));
+        check(Bytes::new());
+        check(framed.slice(..framed.len() - 1));
+        check([&[1], &framed[1..]].concat().into());
+        check(Bytes::from_static(&[0, 0, 0, 0, 1, 0xff]));
+    }
+}

@@ -1,0 +1,238 @@
+//! `quorate bench` as users run it: on a member that runs, and as the judge of two programs. Figures are only asked to
+//! be there and to fit together; how large they are is nobody's business here.
+
+use std::path::Path;
+use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::cluster::Cluster;
+use crate::oracle::oracle;
+use crate::support::eventually;
+use crate::support::free_port;
+
+const OURS: &str = env!("CARGO_BIN_EXE_quorate");
+
+fn bench(words: &[&str]) -> Output {
+    let output = Command::new(OURS).arg("bench").args(words).env_clear().stdin(Stdio::null()).output();
+    output.expect("our own program starts")
+}
+
+fn text(words: &[&str]) -> String {
+    let output = bench(words);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{words:?}: {}\n{out}\n{err}", output.status);
+    assert_eq!(err, "", "nothing on stderr where nobody looks");
+    out.into_owned()
+}
+
+fn json(words: &[&str]) -> Value {
+    let out = text(words);
+    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{words:?}: {error}: {out}"))
+}
+
+fn positive(value: &Value) -> f64 {
+    let number = value.as_f64().unwrap_or_else(|| panic!("{value} is no number"));
+    assert!(number > 0.0 && number.is_finite(), "{number}");
+    number
+}
+
+/// Threads of the runtime here are needed while the program runs.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("the work does not panic unheard")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_workload_runs_on_a_member_and_does_what_it_says() {
+    let cluster = Cluster::ours(1, &[]).await;
+    let (endpoint, pid) = (cluster.members[0].endpoint(), cluster.members[0].pid().to_string());
+    let ended = blocking(move || {
+        let run = |line: &str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            json(&[&["--endpoints", &endpoint, "--pid", &pid, "--json"], &words[..]].concat())
+        };
+        let put = run("put --conns 2 --clients 5 --total 300 --sequential-keys --val-size 100");
+        assert_eq!((&put["requests"], &put["failed"]), (&300.into(), &0.into()), "{put}");
+        let latency = &put["latency_ms"];
+        let rising = ["p50", "p90", "p95", "p99", "p99.9", "max"].map(|name| positive(&latency[name]));
+        assert!(rising.is_sorted(), "{latency}");
+        positive(&put["requests_per_second"]);
+        positive(&put["server"]["memory"]["resident_bytes"]);
+
+        // What one run wrote the others read.
+        let one = run("range 00000007 --total 50 --clients 3");
+        assert_eq!((&one["requests"], &one["keys_read"]), (&50.into(), &50.into()), "{one}");
+        let fallen = run("range 99999999 --total 5 --consistency s");
+        assert_eq!((&fallen["requests"], &fallen["keys_read"]), (&5.into(), &0.into()), "{fallen}");
+        let part = run("range 00000000 00000010 --total 4 --limit 3");
+        assert_eq!((&part["keys_read"], &part["pages_read"]), (&12.into(), &4.into()), "{part}");
+        let list = run("range --pages --limit 70 --total 2 --consistency s");
+        assert_eq!((&list["keys_read"], &list["pages_read"]), (&600.into(), &10.into()), "{list}");
+
+        let txn = run("txn --txn-ops 4 --total 10 --key-size 9 --sequential-keys");
+        assert_eq!((&txn["requests"], &txn["failed"]), (&10.into(), &0.into()), "{txn}");
+        let list = run("range --pages --limit 1000 --total 1");
+        assert_eq!(list["keys_read"], 340, "{list}");
+
+        let mixed = run("mixed --total 200 --clients 4 --key-space-size 10 --rw-ratio 3 --rate 2000");
+        let count = |kind: &str| mixed[kind]["count"].as_u64().unwrap_or_default();
+        assert_eq!(count("reads_ms") + count("writes_ms"), 200, "{mixed}");
+        assert!(count("reads_ms") > count("writes_ms") && count("writes_ms") > 0, "{mixed}");
+        // The 200th request is due 199 steps of 0.5 ms after the first.
+        assert!(positive(&mixed["seconds"]) >= 0.0995, "{mixed}");
+
+        let shown = text(&["put", "--endpoints", &endpoint, "--total", "20", "--floors", "--target-leader"]);
+        for line in ["put: 1 client on 1 connection", "floor, empty", "floor, durable hop", "20 in ", "p99.9", "client"]
+        {
+            assert!(shown.contains(line), "{line} in {shown}");
+        }
+    });
+    ended.await;
+    let stored = cluster.members[0].get("00000299").await.expect("a read");
+    assert_eq!(stored.kvs.first().map(|kv| kv.value.len()), Some(100));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_are_counted_and_end_with_1() {
+    let mut cluster = Cluster::ours(1, &["--max-request-bytes", "1000"]).await;
+    let endpoint = cluster.members[0].endpoint();
+    let refused = blocking({
+        let endpoint = endpoint.clone();
+        move || bench(&["put", "--endpoints", &endpoint, "--total", "7", "--val-size", "2000", "--json"])
+    });
+    let output = refused.await;
+    assert_eq!(output.status.code(), Some(1));
+    let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&told["requests"], &told["failed"]), (&0.into(), &7.into()), "{told}");
+    assert_eq!(told["failures"]["etcdserver: request is too large"], 7, "{told}");
+    cluster.members[0].kill();
+    let output = blocking(move || bench(&["put", "--endpoints", &endpoint])).await;
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.starts_with("quorate bench: dial tcp 127.0.0.1:"), "{said}");
+    assert_eq!(blocking(|| bench(&["put", "--key-size", "0"])).await.status.code(), Some(2));
+    assert_eq!(blocking(|| bench(&["put", "--clients", "1", "--conns", "2"])).await.status.code(), Some(2));
+}
+
+fn is_empty(dir: &Path) -> bool {
+    std::fs::read_dir(dir).expect("a readable directory").next().is_none()
+}
+
+/// Processes whose command line names a file below `dir`.
+fn processes_of(dir: &Path) -> usize {
+    let dir = dir.to_str().expect("temporary paths are UTF-8");
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines.filter(|line| String::from_utf8_lossy(line).contains(dir)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_programs_are_compared_in_every_case_and_nothing_is_left_of_it() {
+    let against = match oracle("two_programs_are_compared") {
+        Some(oracle) => oracle.etcd.clone(),
+        None => OURS.into(),
+    };
+    let dir = TempDir::new().expect("a directory");
+    let path = dir.path().to_str().expect("temporary paths are UTF-8").to_owned();
+    let told = blocking(move || {
+        let against = against.to_str().expect("a path in UTF-8");
+        let words = ["compare", "--against", against, "--rounds", "1", "--quick", "--keys", "60000", "--dir", &path];
+        let told = json(&[&words[..], &["--json"]].concat());
+        let three = [&words[..], &["--members", "3"]].concat();
+        (told, text(&three))
+    });
+    let (told, three) = told.await;
+    let figures: Vec<(&str, &str)> = told["figures"]
+        .as_array()
+        .expect("figures")
+        .iter()
+        .map(|row| (row["case"].as_str().unwrap_or_default(), row["figure"].as_str().unwrap_or_default()))
+        .collect();
+    let loads = ["put-1", "put-100", "put-1000", "range-100", "range-1"];
+    let of_a_load = ["requests/s", "server CPU, µs/request", "p50, ms", "p99, ms"];
+    let mut expected = vec![("idle", "memory, MB"), ("idle", "CPU, % of a core")];
+    expected.extend(loads.iter().flat_map(|case| of_a_load.map(|figure| (*case, figure))));
+    expected
+        .extend(["memory, MB", "list in pages of 500, s", "kill -9 to first read, s"].map(|figure| ("keys", figure)));
+    assert_eq!(figures, expected);
+    for row in told["figures"].as_array().expect("figures") {
+        // A short run may use less CPU time than the kernel's clock tick.
+        if row["figure"].as_str().is_some_and(|figure| figure.contains("CPU")) {
+            continue;
+        }
+        positive(&row["rounds_ours"][0]);
+        positive(&row["rounds_theirs"][0]);
+        positive(&row["median"]["ratio"]);
+    }
+    assert!(three.contains("3 members") && three.contains("put, 10 conns/100 clients"), "{three}");
+    assert!(is_empty(dir.path()), "directories are removed");
+    assert_eq!(processes_of(dir.path()), 0, "servers are stopped");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_compared_with_itself_is_measured_in_both_orders() {
+    let dir = TempDir::new().expect("a directory");
+    let path = dir.path().to_str().expect("temporary paths are UTF-8").to_owned();
+    let told = blocking(move || {
+        let words = ["compare", "--against", OURS, "--binary", OURS, "--quick", "--only", "range-100", "--json"];
+        json(&[&words[..], &["--rounds", "3", "--dir", &path]].concat())
+    });
+    let told = told.await;
+    assert_eq!(told["ours"], told["theirs"]);
+    for row in told["figures"].as_array().expect("figures") {
+        assert_eq!(row["rounds_ours"].as_array().map(Vec::len), Some(3), "{row}");
+        assert_eq!(row["rounds_theirs"].as_array().map(Vec::len), Some(3), "{row}");
+        let Some(found) = row["median"].as_object() else { continue };
+        let ratio = positive(&found["ratio"]);
+        assert!(found["low"].as_f64() <= Some(ratio) && Some(ratio) <= found["high"].as_f64(), "{row}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_comparison_leaves_nothing_behind() {
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let dir = TempDir::new().expect("a directory");
+        let words = ["bench", "compare", "--against", OURS, "--only", "idle", "--members", "3", "--dir"];
+        let mut child = Command::new(OURS)
+            .args(words)
+            .arg(dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("our own program starts");
+        // Its own command line names the directory too.
+        eventually("three members", async || match processes_of(dir.path()) {
+            4 => Ok(()),
+            count => Err(format!("{count} processes")),
+        })
+        .await;
+        nix::sys::signal::kill(Pid::from_raw(i32::try_from(child.id()).expect("pids fit")), signal).expect("it runs");
+        let status = blocking(move || child.wait().expect("it ends")).await;
+        assert_eq!(status.code(), Some(code));
+        assert_eq!(processes_of(dir.path()), 0);
+        assert!(is_empty(dir.path()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_floors_service_ends_with_whoever_started_it() {
+    let port = free_port();
+    let mut service = Command::new(OURS)
+        .args(["bench", "__floor", &port.to_string()])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("our own program starts");
+    let address = format!("127.0.0.1:{port}");
+    eventually("the service", async || {
+        std::net::TcpStream::connect(&address).map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    drop(service.stdin.take());
+    let status = blocking(move || service.wait().expect("it ends")).await;
+    assert!(status.success(), "{status}");
+}
