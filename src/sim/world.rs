@@ -819,16 +819,15 @@ impl World {
     /// One line a member, for a run that does not come to its end.
     fn describe(&self) -> String {
         let line = |slot: &Slot| {
-            let running = slot.member.running.as_ref();
-            format!(
-                "\n{} {:?}",
-                slot.member.id,
-                running.map(|running| (running.raft.status(), running.desk.applied_index()))
-            )
+            let Some(running) = &slot.member.running else { return format!("\n{} is down", slot.member.id) };
+            let (status, applied) = (running.raft.status(), running.desk.applied_index());
+            let (compaction, reads_idle) = (*running.desk.watch_compaction().borrow(), running.reading.is_idle());
+            format!("\n{} applied {applied}, {compaction:?}, reads idle {reads_idle}, {status:?}", slot.member.id)
         };
         let members: String = self.slots.iter().map(line).collect();
-        let clients: Vec<u64> = self.clients.iter().map(|client| client.calm_writes).collect();
-        format!("{members}\nwrites by client {clients:?}, committed {}", lock(&self.judge).committed_index())
+        let clients: Vec<(u64, bool)> =
+            self.clients.iter().map(|client| (client.calm_writes, client.call.is_some())).collect();
+        format!("{members}\nclients' writes and calls {clients:?}, committed {}", lock(&self.judge).committed_index())
     }
 
     fn finish(mut self) -> Result<Summary, String> {
