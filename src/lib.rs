@@ -19,6 +19,7 @@
 //!   `apply` carries out, `mvcc` remembers, `checkpoint` and `snapshot` are its files; `duties` is what it does unasked.
 //! * [`client`] and [`ctl`]: what speaks to a member, and the command line on top.
 //! * [`supervisor`]: Procfile stacks. [`bench`]: load on any etcd, and two programs compared.
+//! * [`sim`]: whole clusters on one thread, under faults that a seed chooses. [`torture`]: what judges their history.
 //! * [`disk`]: durable files, real and simulated. [`common`]: ids, revisions, errors, versions. [`proto`]: messages.
 //!
 //! # Invariants
@@ -35,4 +36,6 @@ pub mod disk;
 pub mod program;
 pub mod proto;
 pub mod server;
+pub mod sim;
 pub mod supervisor;
+pub mod torture;

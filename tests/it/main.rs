@@ -20,6 +20,7 @@ mod personality;
 mod real_clients;
 mod recorded;
 mod relay;
+mod simulator;
 mod supervisor;
 mod support;
 mod tidy;

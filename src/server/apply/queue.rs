@@ -128,6 +128,11 @@ impl ApplyHandle {
         queue.pop_front()
     }
 
+    /// The next input, if any waits.
+    pub(super) fn take_now(&self) -> Option<Input> {
+        self.lock().pop_front()
+    }
+
     /// Entries of this many bytes are applied.
     pub(super) fn applied_bytes(&self, bytes: usize) {
         self.shared.unapplied_bytes.fetch_sub(bytes, Ordering::Relaxed);

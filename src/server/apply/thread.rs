@@ -56,7 +56,8 @@ pub struct CompactionPace {
     pub pause: Duration,
 }
 
-struct Thread {
+/// The thread's work. Whoever owns it brings the thread: `start` does, and the simulator.
+pub struct Thread {
     machine: Machine,
     queue: ApplyHandle,
     parts: ThreadParts,
@@ -66,13 +67,8 @@ struct Thread {
 
 /// Publishes the whole state and starts the thread. It ends behind `ApplyHandle::stop`, or with the first failure,
 /// which it hands to the queue's hook; a panic is such a failure.
-pub fn start(mut machine: Machine, queue: ApplyHandle, parts: ThreadParts) -> Result<JoinHandle<()>, Failure> {
-    machine.publish_all(&parts.published);
-    parts.metrics.alarms_changed(machine.alarms());
-    parts.metrics.cluster_changed(machine.membership());
-    queue.listener().applied(machine.applied().index);
-    queue.listener().compaction(machine.store().compact_revision(), machine.store().finished_compaction());
-    let thread = Thread { machine, queue: queue.clone(), parts, compacting_since: None };
+pub fn start(machine: Machine, queue: ApplyHandle, parts: ThreadParts) -> Result<JoinHandle<()>, Failure> {
+    let thread = Thread::new(machine, queue.clone(), parts);
     let guarded = move || match catch_unwind(AssertUnwindSafe(|| thread.run())) {
         Ok(Ok(())) => {}
         Ok(Err(failure)) => queue.fail(failure),
@@ -83,20 +79,45 @@ pub fn start(mut machine: Machine, queue: ApplyHandle, parts: ThreadParts) -> Re
 }
 
 impl Thread {
+    /// Publishes the whole state.
+    pub fn new(mut machine: Machine, queue: ApplyHandle, parts: ThreadParts) -> Thread {
+        machine.publish_all(&parts.published);
+        parts.metrics.alarms_changed(machine.alarms());
+        parts.metrics.cluster_changed(machine.membership());
+        queue.listener().applied(machine.applied().index);
+        queue.listener().compaction(machine.store().compact_revision(), machine.store().finished_compaction());
+        Thread { machine, queue, parts, compacting_since: None }
+    }
+
     fn run(mut self) -> Result<(), Failure> {
         loop {
             let pause = self.machine.store().is_compacting().then_some(self.parts.compaction.pause);
             match self.queue.take(pause) {
-                Some(Input::Commit(entries)) => self.commit(entries)?,
-                Some(Input::Install(snapshot)) => self.install(&snapshot)?,
-                Some(Input::BuildSnapshot) => self.parts.snapshots.build(self.machine.freeze()),
-                Some(Input::Freeze(on_frozen)) => on_frozen(self.machine.freeze()),
-                Some(Input::Stored { tables, up_to }) => self.stored(tables, up_to),
                 Some(Input::Stop) => return Ok(()),
-                None => {}
+                input => self.work(input)?,
             }
-            self.compact()?;
         }
+    }
+
+    /// Takes one input, if any waits, and does a slice of compaction, if there is one to do; never sleeps. Whether there
+    /// was an input.
+    pub fn turn(&mut self) -> Result<bool, Failure> {
+        let input = self.queue.take_now();
+        let any = input.is_some();
+        self.work(input)?;
+        Ok(any)
+    }
+
+    fn work(&mut self, input: Option<Input>) -> Result<(), Failure> {
+        match input {
+            Some(Input::Commit(entries)) => self.commit(entries)?,
+            Some(Input::Install(snapshot)) => self.install(&snapshot)?,
+            Some(Input::BuildSnapshot) => self.parts.snapshots.build(self.machine.freeze()),
+            Some(Input::Freeze(on_frozen)) => on_frozen(self.machine.freeze()),
+            Some(Input::Stored { tables, up_to }) => self.stored(tables, up_to),
+            Some(Input::Stop) | None => {}
+        }
+        self.compact()
     }
 
     fn commit(&mut self, entries: Vec<Entry>) -> Result<(), Failure> {

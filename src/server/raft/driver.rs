@@ -65,7 +65,7 @@ pub fn start(config: &RaftConfig, start: Start, parts: Parts) -> Result<RaftHand
         .name(THREAD_NAME.to_owned())
         .spawn(move || guarded(driver, &of_thread, state.as_ref(), &end_process))
         .map_err(|error| Failure::Refused(format!("cannot start the raft thread: {error}")))?;
-    Ok(RaftHandle::new(shared, thread))
+    Ok(RaftHandle::new(shared, Some(thread)))
 }
 
 /// Runs the thread to its end, whichever it is.
@@ -87,12 +87,14 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a text")
 }
 
-enum End {
+/// Why the work is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
     Stopped,
     Removed,
 }
 
-/// The thread's work without the thread: what a test drives step by step.
+/// The thread's work without the thread and its clock: what a test drives step by step, and the simulator.
 pub struct Driver {
     node: Node,
     id: MemberId,
@@ -138,7 +140,24 @@ impl Driver {
         })
     }
 
+    /// A handle without a thread: its `stop` waits for nobody.
+    pub fn handle(&self) -> RaftHandle {
+        RaftHandle::new(self.shared.clone(), None)
+    }
+
     fn run(mut self) -> Result<End, Failure> {
+        self.begin()?;
+        loop {
+            let waiting = self.shared.mailbox.take(self.next_tick, self.node.awaits_applied());
+            let due = self.tick_is_due();
+            if let Some(end) = self.work(waiting, due)? {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// What comes before all turns.
+    pub fn begin(&mut self) -> Result<(), Failure> {
         if self.node.status().role == Role::Follower {
             for _ in 0..self.skipped_ticks {
                 self.step(Input::Tick)?;
@@ -146,26 +165,36 @@ impl Driver {
         }
         self.rounds()?;
         self.show();
-        loop {
-            let mut waiting = self.shared.mailbox.take(self.next_tick, self.node.awaits_applied());
-            let stop = waiting.stop;
-            let checkpoints = std::mem::take(&mut waiting.checkpoints);
-            self.step_all(waiting)?;
-            self.tick_if_due()?;
-            self.rounds()?;
-            for checkpoint in checkpoints {
-                self.checkpoint(checkpoint)?;
-            }
-            self.show();
-            self.show_matches();
-            if self.removed {
-                return Ok(End::Removed);
-            }
-            if stop {
-                self.save_hard_state(true)?;
-                return Ok(End::Stopped);
-            }
+        Ok(())
+    }
+
+    /// Does what waits, and a tick if one is due; never sleeps.
+    pub fn turn(&mut self, due: bool) -> Result<Option<End>, Failure> {
+        let waiting = self.shared.mailbox.take_now();
+        self.work(waiting, due)
+    }
+
+    fn work(&mut self, mut waiting: Waiting, due: bool) -> Result<Option<End>, Failure> {
+        let stop = waiting.stop;
+        let checkpoints = std::mem::take(&mut waiting.checkpoints);
+        self.step_all(waiting)?;
+        if due {
+            self.step(Input::Tick)?;
         }
+        self.rounds()?;
+        for checkpoint in checkpoints {
+            self.checkpoint(checkpoint)?;
+        }
+        self.show();
+        self.show_matches();
+        if self.removed {
+            return Ok(Some(End::Removed));
+        }
+        if stop {
+            self.save_hard_state(true)?;
+            return Ok(Some(End::Stopped));
+        }
+        Ok(None)
     }
 
     /// Reports before messages, messages before requests: what apply and peers say may make room for what clients want.
@@ -214,9 +243,9 @@ impl Driver {
     }
 
     /// One tick at most: a process that was paused must not make up for lost ticks and start an election with them.
-    fn tick_if_due(&mut self) -> Result<(), Failure> {
+    fn tick_is_due(&mut self) -> bool {
         let now = Instant::now();
-        let Some(late) = now.checked_duration_since(self.next_tick) else { return Ok(()) };
+        let Some(late) = now.checked_duration_since(self.next_tick) else { return false };
         if late > self.tick {
             if self.shown.role == Role::Leader {
                 self.parts.metrics.heartbeat_failures.inc();
@@ -225,7 +254,7 @@ impl Driver {
         } else {
             self.next_tick += self.tick;
         }
-        self.step(Input::Tick)
+        true
     }
 
     /// Does rounds until nothing waits.

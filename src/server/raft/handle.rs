@@ -58,8 +58,8 @@ pub struct RaftHandle {
 }
 
 impl RaftHandle {
-    pub(super) fn new(shared: Arc<Shared>, thread: JoinHandle<()>) -> RaftHandle {
-        RaftHandle { shared, thread: Arc::new(Mutex::new(Some(thread))) }
+    pub(super) fn new(shared: Arc<Shared>, thread: Option<JoinHandle<()>>) -> RaftHandle {
+        RaftHandle { shared, thread: Arc::new(Mutex::new(thread)) }
     }
 
     /// Proposes an entry. If it is refused later, `StateMachine::refused` says so; if it is neither applied nor refused,

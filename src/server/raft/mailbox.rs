@@ -181,6 +181,11 @@ impl Mailbox {
         std::mem::take(&mut inner.waiting)
     }
 
+    /// Everything that waits, if anything does.
+    pub fn take_now(&self) -> Waiting {
+        std::mem::take(&mut self.lock().waiting)
+    }
+
     /// Refuses everything from now on.
     pub fn close(&self) {
         let mut inner = self.lock();

@@ -1,0 +1,433 @@
+//! One member: the real core, put together as `server/run/member` does it, on a simulated disk and without threads.
+//!
+//! Real are the raft driver with its node and log, the apply thread's work with its machine, the desk where callers wait.
+//! Simulated are the disk, the checkpoint (crash semantics in `checkpoint::memory`), the flusher's pace, and images of
+//! snapshots, which stay in memory.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prometheus::Registry;
+
+use crate::common::failure::Failure;
+use crate::common::ids::ClusterId;
+use crate::common::ids::MemberId;
+use crate::common::ids::RequestIds;
+use crate::common::revision::Revision;
+use crate::disk::sim::SimDisk;
+use crate::proto::raftpb::Entry;
+use crate::proto::raftpb::HardState;
+use crate::proto::raftpb::Message;
+use crate::proto::raftpb::Snapshot;
+use crate::proto::raftpb::SnapshotMetadata;
+use crate::proto::walpb;
+use crate::server::apply::alarm::AlarmsHandle;
+use crate::server::apply::machine::MachineConfig;
+use crate::server::apply::metrics::ApplyMetrics;
+use crate::server::apply::outcome::PeerChange;
+use crate::server::apply::ports::FlushPort;
+use crate::server::apply::ports::FrozenState;
+use crate::server::apply::ports::Installed;
+use crate::server::apply::ports::PeerPort;
+use crate::server::apply::ports::Snapshots;
+use crate::server::apply::published::Published;
+use crate::server::apply::queue::ApplyHandle;
+use crate::server::apply::quota::Space;
+use crate::server::apply::thread::CompactionPace;
+use crate::server::apply::thread::Thread;
+use crate::server::apply::thread::ThreadParts;
+use crate::server::checkpoint::Applied;
+use crate::server::checkpoint::Batch;
+use crate::server::checkpoint::Buckets;
+use crate::server::checkpoint::Checkpoint;
+use crate::server::checkpoint::Record;
+use crate::server::checkpoint::memory::MemoryCheckpoint;
+use crate::server::cluster::handle::ClusterHandle;
+use crate::server::cluster::member::Member as ClusterMember;
+use crate::server::raft::bootstrap::bootstrap_entries;
+use crate::server::raft::config::RaftConfig;
+use crate::server::raft::driver::Driver;
+use crate::server::raft::driver::Parts;
+use crate::server::raft::handle::RaftHandle;
+use crate::server::raft::log_store::LogStore;
+use crate::server::raft::metrics::RaftMetrics;
+use crate::server::raft::state_machine::RaftStatus;
+use crate::server::raft::state_machine::Refusal;
+use crate::server::raft::state_machine::StateMachine;
+use crate::server::raft::state_machine::Transport;
+use crate::server::raft::wal::Wal;
+use crate::server::raft::wal::WalOptions;
+use crate::server::run::storage::resume;
+use crate::server::waiters::Desk;
+use crate::server::waiters::DeskMetrics;
+use crate::sim::judge::Judge;
+use crate::sim::reading::Reading;
+
+/// Segments are small, so that a run cuts and releases many.
+const SEGMENT_BYTES: u64 = 8 * 1024;
+/// Received images that a member keeps; the oldest is the one that was overtaken.
+const IMAGES_MAX: usize = 4;
+const LOG_DIR: &str = "/member/wal";
+
+/// Shared between everything of a run; one thread, so a lock is never waited for.
+pub fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A whole state, as it travels to a member that is far behind.
+pub struct Image {
+    records: Vec<Record>,
+    buckets: Buckets,
+    applied: Applied,
+}
+
+impl Image {
+    /// A checkpoint that holds the image, and cannot be rolled back to before it: the file was synced and renamed.
+    fn checkpoint(&self) -> Result<MemoryCheckpoint, Failure> {
+        let mut checkpoint = MemoryCheckpoint::new();
+        let pairs = self.buckets.iter().map(|((bucket, key), value)| (*bucket, key.clone(), Some(value.clone())));
+        let (records, applied) = (self.records.clone(), self.applied.clone());
+        checkpoint.write(&Batch { records, removed: Vec::new(), pairs: pairs.collect(), applied: applied.clone() })?;
+        Ok(checkpoint)
+    }
+}
+
+/// What outlives the process.
+struct Files {
+    disk: SimDisk,
+    checkpoint: MemoryCheckpoint,
+    /// Images that were received, by index.
+    images: BTreeMap<u64, Arc<Image>>,
+    /// Writes to the checkpoint that a power cut may take back: at most the last one since it was opened.
+    writes: usize,
+}
+
+/// What a running member hands to the world, and its files.
+pub struct Hooks {
+    id: MemberId,
+    judge: Arc<Mutex<Judge>>,
+    files: Arc<Mutex<Files>>,
+    pub outbox: Mutex<Vec<Message>>,
+    /// What waits for the flusher, and whether somebody is in a hurry.
+    pending: Mutex<(Option<Batch>, bool)>,
+    pub built: Mutex<Vec<(Snapshot, Arc<Image>)>>,
+}
+
+impl Transport for Hooks {
+    fn send(&self, messages: Vec<Message>) {
+        messages.iter().for_each(|message| lock(&self.judge).sent(message));
+        lock(&self.outbox).extend(messages);
+    }
+}
+
+impl FlushPort for Hooks {
+    fn submit(&self, batch: Batch) {
+        match &mut lock(&self.pending).0 {
+            Some(pending) => pending.merge(batch),
+            empty => *empty = Some(batch),
+        }
+    }
+
+    fn flush_soon(&self) {
+        lock(&self.pending).1 = true;
+    }
+}
+
+impl Snapshots for Hooks {
+    fn build(&self, frozen: FrozenState) {
+        let FrozenState { view, buckets, applied, v2_store } = frozen;
+        let mut records = Vec::new();
+        let all = view.records(Revision::default(), Revision::new(i64::MAX, i64::MAX), &mut |record| {
+            records.push(record);
+            ControlFlow::Continue(())
+        });
+        if let Err(failure) = all {
+            lock(&self.judge).blame(format!("{} cannot build a snapshot: {failure}", self.id));
+            return;
+        }
+        let (index, term) = (applied.index, applied.term);
+        let metadata = SnapshotMetadata { conf_state: Some(applied.conf_state.clone()), index, term };
+        let snapshot = Snapshot { data: v2_store, metadata: Some(metadata) };
+        lock(&self.built).push((snapshot, Arc::new(Image { records, buckets, applied })));
+    }
+
+    fn install(&self, snapshot: &Snapshot) -> Result<Installed, Failure> {
+        let index = snapshot.metadata.as_ref().map_or(0, |metadata| metadata.index);
+        let mut files = lock(&self.files);
+        files.finish_install(index)?;
+        lock(&self.pending).0 = None;
+        let tables = files.checkpoint.tables()?;
+        let (buckets, applied) = files.checkpoint.buckets()?;
+        Ok(Installed { tables, buckets, applied })
+    }
+}
+
+impl Files {
+    /// Puts the image of a snapshot in the place of the checkpoint.
+    fn finish_install(&mut self, index: u64) -> Result<(), Failure> {
+        let image = self.images.remove(&index);
+        let image = image.ok_or_else(|| Failure::Refused(format!("there is no image of the snapshot at {index}")))?;
+        self.checkpoint = image.checkpoint()?;
+        self.writes = 0;
+        Ok(())
+    }
+}
+
+impl PeerPort for Hooks {
+    fn changed(&self, _change: PeerChange) {}
+
+    fn replaced(&self, _members: &[ClusterMember], _removed: &[MemberId]) {}
+}
+
+/// The judge's ear between raft and apply.
+struct Tap {
+    queue: ApplyHandle,
+    hooks: Arc<Hooks>,
+}
+
+impl StateMachine for Tap {
+    fn commit(&self, entries: Vec<Entry>) {
+        lock(&self.hooks.judge).applies(self.hooks.id, &entries);
+        self.queue.commit(entries);
+    }
+
+    fn install(&self, snapshot: Snapshot) {
+        let index = snapshot.metadata.as_ref().map_or(0, |metadata| metadata.index);
+        lock(&self.hooks.judge).starts_at(self.hooks.id, index);
+        self.queue.install(snapshot);
+    }
+
+    fn build_snapshot(&self) {
+        self.queue.build_snapshot();
+    }
+
+    fn refused(&self, request_id: u64, why: Refusal) {
+        self.queue.refused(request_id, why);
+    }
+
+    fn read_ready(&self, context: Bytes, index: u64) {
+        self.queue.read_ready(context, index);
+    }
+
+    fn status_changed(&self, status: RaftStatus) {
+        lock(&self.hooks.judge).status(self.hooks.id, &status);
+        self.queue.status_changed(status);
+    }
+
+    fn failed(&self, failure: Failure) {
+        self.queue.failed(failure);
+    }
+}
+
+/// The judge's ear between raft and the log. What counts as durable is what the disk says, not what was asked for.
+struct LogTap {
+    wal: Wal,
+    disk: SimDisk,
+    hooks: Arc<Hooks>,
+}
+
+impl LogStore for LogTap {
+    fn save(&mut self, hard_state: Option<&HardState>, entries: &[Entry], must_sync: bool) -> Result<(), Failure> {
+        let syncs = self.disk.syncs();
+        let saved = self.wal.save(hard_state, entries, must_sync);
+        let synced = saved.is_ok() && self.disk.syncs() > syncs;
+        lock(&self.hooks.judge).saved(self.hooks.id, hard_state, entries, synced);
+        saved
+    }
+
+    fn save_snapshot(&mut self, snapshot: &walpb::Snapshot) -> Result<(), Failure> {
+        let syncs = self.disk.syncs();
+        let saved = self.wal.save_snapshot(snapshot);
+        let synced = saved.is_ok() && self.disk.syncs() > syncs;
+        lock(&self.hooks.judge).saved_snapshot(self.hooks.id, snapshot.index, snapshot.term, synced);
+        saved
+    }
+
+    fn release_to(&mut self, index: u64) -> Result<(), Failure> {
+        self.wal.release_to(index)
+    }
+}
+
+/// A process.
+pub struct Running {
+    driver: Driver,
+    apply: Thread,
+    pub raft: RaftHandle,
+    pub desk: Arc<Desk>,
+    pub published: Published,
+    pub queue: ApplyHandle,
+    pub hooks: Arc<Hooks>,
+    pub reading: Reading,
+    pub ids: RequestIds,
+    /// A tick has come and was not taken yet.
+    pub tick_due: bool,
+}
+
+/// A member, running or not.
+pub struct Member {
+    pub id: MemberId,
+    files: Arc<Mutex<Files>>,
+    judge: Arc<Mutex<Judge>>,
+    pub running: Option<Running>,
+    /// How often it has started.
+    pub lives: u64,
+    /// An error was injected, or will be: a failure is no surprise.
+    pub disk_is_bad: bool,
+}
+
+fn options() -> WalOptions {
+    WalOptions { segment_bytes: SEGMENT_BYTES, fsync: true, allocate_ahead: false }
+}
+
+impl Member {
+    /// A founder with a fresh disk, not started.
+    pub fn new(id: MemberId, founders: &[MemberId], seed: u64, judge: Arc<Mutex<Judge>>) -> Result<Member, Failure> {
+        let disk = SimDisk::new(seed);
+        let metadata = walpb::Metadata { node_id: id.0, cluster_id: 1 };
+        let named = |id: &MemberId| (*id, format!("m{}", id.0), vec![format!("http://127.0.0.1:{}", id.0)]);
+        let (entries, hard_state, _) = bootstrap_entries(&founders.iter().map(named).collect::<Vec<_>>());
+        Wal::found(Arc::new(disk.clone()), Path::new(LOG_DIR), metadata, options(), &hard_state, &entries)?;
+        lock(&judge).saved(id, Some(&hard_state), &entries, true);
+        let checkpoint = MemoryCheckpoint::new();
+        let files = Files { disk, checkpoint, images: BTreeMap::new(), writes: 0 };
+        Ok(Member { id, files: Arc::new(Mutex::new(files)), judge, running: None, lives: 0, disk_is_bad: false })
+    }
+
+    /// Starts the process: the steps of `server/run/storage` and `server/run/member`, in their order.
+    pub fn start(&mut self, config: &RaftConfig, now_millis: u64) -> Result<(), Failure> {
+        self.lives += 1;
+        let disk = lock(&self.files).disk.clone();
+        let (wal, recovered) = Wal::open(Arc::new(disk.clone()), Path::new(LOG_DIR), options())?;
+        lock(&self.judge).recovered(self.id, &recovered);
+        let checkpoint = {
+            let mut files = lock(&self.files);
+            let needed = recovered.base.index;
+            if needed > files.checkpoint.buckets()?.1.index {
+                files.finish_install(needed)?;
+            }
+            files.writes = 0;
+            files.checkpoint.clone()
+        };
+        let machine_config = MachineConfig { space: Space::new(0), ttl_seconds_min: 2, learners_max: 1 };
+        let space = machine_config.space.clone();
+        let (start, machine) = resume(machine_config, &checkpoint, recovered)?;
+        lock(&self.judge).starts_at(self.id, machine.applied().index);
+        let registry = Registry::new();
+        let desk = Arc::new(Desk::new(machine.applied().index, DeskMetrics::register(&registry)));
+        // Nothing fails behind the queue's back: without threads every failure comes back from a turn.
+        let queue = ApplyHandle::new(desk.clone(), Arc::new(|_| {}));
+        let hooks = Arc::new(Hooks {
+            id: self.id,
+            judge: self.judge.clone(),
+            files: self.files.clone(),
+            outbox: Mutex::default(),
+            pending: Mutex::default(),
+            built: Mutex::default(),
+        });
+        let parts = Parts {
+            log: Box::new(LogTap { wal, disk, hooks: hooks.clone() }),
+            state: Arc::new(Tap { queue: queue.clone(), hooks: hooks.clone() }),
+            transport: hooks.clone(),
+            metrics: RaftMetrics::register(&registry),
+            end_process: Arc::new(|_, _| {}),
+        };
+        let mut driver = Driver::new(config, start, parts)?;
+        let raft = driver.handle();
+        let cluster = ClusterHandle::new(ClusterId(1), self.id);
+        let published = Published::new(cluster, AlarmsHandle::default(), space, machine.store().views());
+        let parts = ThreadParts {
+            raft: Arc::new(raft.clone()),
+            flusher: hooks.clone(),
+            snapshots: hooks.clone(),
+            peers: hooks.clone(),
+            events: None,
+            published: published.clone(),
+            metrics: ApplyMetrics::register(&registry),
+            stopwatch: Box::new(|| Duration::ZERO),
+            slow_after: Duration::ZERO,
+            compaction: CompactionPace { batch: 8, pause: Duration::ZERO },
+        };
+        let apply = Thread::new(machine, queue.clone(), parts);
+        driver.begin()?;
+        let ids = RequestIds::new(self.id, now_millis);
+        let reading = Reading::default();
+        self.running =
+            Some(Running { driver, apply, raft, desk, published, queue, hooks, reading, ids, tick_due: false });
+        Ok(())
+    }
+
+    /// The process dies. With `power` the machine does too: what was not synced is lost or torn, and the newest write of
+    /// the checkpoint may be rolled back (reliability.md 3.3, sentence 7).
+    pub fn stop(&mut self, power: bool, roll_back: bool) {
+        self.running = None;
+        let mut files = lock(&self.files);
+        // Handles of before are dead either way.
+        files.checkpoint = files.checkpoint.crash(if power && roll_back { files.writes.min(1) } else { 0 });
+        files.writes = 0;
+        if power || files.disk.has_crashed() || self.disk_is_bad {
+            files.disk = files.disk.restart();
+        }
+        self.disk_is_bad = false;
+    }
+
+    /// The disk of now: for faults.
+    pub fn disk(&self) -> SimDisk {
+        lock(&self.files).disk.clone()
+    }
+
+    /// An image arrived, whole and synced, before the message that names it.
+    pub fn prepare(&self, index: u64, image: Arc<Image>) {
+        let mut files = lock(&self.files);
+        files.images.insert(index, image);
+        while files.images.len() > IMAGES_MAX {
+            files.images.pop_first();
+        }
+    }
+}
+
+impl Running {
+    /// Everything that can be done now. `apply` false: the apply thread is held up.
+    pub fn work(&mut self, apply: bool) -> Result<(), Failure> {
+        let due = std::mem::take(&mut self.tick_due);
+        self.driver.turn(due)?;
+        let mut any = apply;
+        while any {
+            any = false;
+            while self.apply.turn()? {
+                any = true;
+            }
+            if any {
+                self.driver.turn(false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the flusher has work, and whether it is urgent.
+    pub fn flush_wanted(&self) -> (bool, bool) {
+        let pending = lock(&self.hooks.pending);
+        (pending.0.is_some(), pending.1)
+    }
+
+    /// Writes what waits for the flusher, and tells raft and apply.
+    pub fn flush(&mut self) -> Result<(), Failure> {
+        let batch = std::mem::take(&mut *lock(&self.hooks.pending)).0;
+        let Some(batch) = batch else { return Ok(()) };
+        let tables = {
+            let mut files = lock(&self.hooks.files);
+            files.writes += 1;
+            files.checkpoint.write(&batch)?
+        };
+        let up_to = batch.records.last().map(|record| record.revision);
+        self.raft.checkpointed(batch.applied.index, batch.applied.term, batch.applied.conf_state);
+        self.queue.stored(tables, up_to);
+        Ok(())
+    }
+}

@@ -1,0 +1,181 @@
+//! What clients ask: puts of values that exist once, deletes, transactions, reads of all kinds, compactions.
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::disk::sim::Dice;
+use crate::proto::etcdserverpb::CompactionRequest;
+use crate::proto::etcdserverpb::Compare;
+use crate::proto::etcdserverpb::DeleteRangeRequest;
+use crate::proto::etcdserverpb::PutRequest;
+use crate::proto::etcdserverpb::RangeRequest;
+use crate::proto::etcdserverpb::RequestOp;
+use crate::proto::etcdserverpb::TxnRequest;
+use crate::proto::etcdserverpb::compare::CompareTarget;
+use crate::proto::etcdserverpb::compare::TargetUnion;
+use crate::proto::etcdserverpb::request_op;
+use crate::proto::raftinternalpb::InternalRaftRequest;
+use crate::proto::raftinternalpb::RequestHeader;
+use crate::proto::raftpb::Entry;
+use crate::server::apply::outcome::Reply;
+use crate::torture::checker::model::Request;
+use crate::torture::checker::model::Response;
+
+/// One client's taste and memory.
+#[derive(Debug)]
+pub struct Workload {
+    client: usize,
+    keys: u64,
+    compaction_percent: u64,
+    values: u64,
+    /// The newest revision it has seen.
+    pub revision: i64,
+    last_value: Bytes,
+}
+
+impl Workload {
+    pub fn new(client: usize, keys: u64, compaction_percent: u64) -> Workload {
+        Workload { client, keys, compaction_percent, values: 0, revision: 1, last_value: Bytes::new() }
+    }
+
+    /// The next request. `calm`: a put, which must succeed.
+    pub fn next(&mut self, dice: &mut Dice, calm: bool) -> Request {
+        if calm {
+            return Request::Put(self.put(dice));
+        }
+        if dice.chance(self.compaction_percent) {
+            return Request::Compact(CompactionRequest { revision: self.old_revision(dice), physical: false });
+        }
+        match dice.below(10) {
+            0..4 => Request::Put(self.put(dice)),
+            4 => Request::DeleteRange(self.delete(dice)),
+            5 | 6 => Request::Txn(self.txn(dice)),
+            _ => Request::Range(self.range(dice)),
+        }
+    }
+
+    fn key(&self, dice: &mut Dice) -> Bytes {
+        Bytes::from(format!("k{:02}", dice.below(self.keys)))
+    }
+
+    fn put(&mut self, dice: &mut Dice) -> PutRequest {
+        self.values += 1;
+        let padding = "x".repeat(usize::try_from(dice.pick(&[0, 0, 0, 40, 700])).expect("a small number"));
+        let value = Bytes::from(format!("{}-{}{padding}", self.client, self.values));
+        self.last_value = value.clone();
+        PutRequest { key: self.key(dice), value, prev_kv: dice.chance(50), ..PutRequest::default() }
+    }
+
+    fn interval(&self, dice: &mut Dice) -> (Bytes, Bytes) {
+        match dice.below(4) {
+            0 => (Bytes::from_static(b"k"), Bytes::from_static(b"l")),
+            1 => (self.key(dice), Bytes::from_static(b"\0")),
+            2 => (self.key(dice), self.key(dice)),
+            _ => (self.key(dice), Bytes::new()),
+        }
+    }
+
+    fn delete(&mut self, dice: &mut Dice) -> DeleteRangeRequest {
+        let (key, range_end) = if dice.chance(25) { self.interval(dice) } else { (self.key(dice), Bytes::new()) };
+        DeleteRangeRequest { key, range_end, prev_kv: dice.chance(50) }
+    }
+
+    fn range(&mut self, dice: &mut Dice) -> RangeRequest {
+        let (key, range_end) = self.interval(dice);
+        RangeRequest {
+            key,
+            range_end,
+            limit: dice.pick(&[0, 0, 1, 3]),
+            revision: if dice.chance(20) { self.old_revision(dice) } else { 0 },
+            serializable: dice.chance(30),
+            count_only: dice.chance(10),
+            keys_only: dice.chance(10),
+            ..RangeRequest::default()
+        }
+    }
+
+    /// Near the newest, so that compactions and reads of old revisions meet (B8).
+    fn old_revision(&self, dice: &mut Dice) -> i64 {
+        let back = i64::try_from(dice.below(20)).expect("a small number");
+        (self.revision - back).max(1)
+    }
+
+    /// A put first, so that each transaction exists once; no key is written twice.
+    fn txn(&mut self, dice: &mut Dice) -> TxnRequest {
+        let compare = (0..dice.below(3)).map(|_| self.compare(dice)).collect();
+        TxnRequest { compare, success: self.branch(dice), failure: self.branch(dice) }
+    }
+
+    fn compare(&mut self, dice: &mut Dice) -> Compare {
+        let number = i64::try_from(dice.below(4)).expect("a small number");
+        let (target, union) = match dice.below(4) {
+            0 => (CompareTarget::Version, TargetUnion::Version(number)),
+            1 => (CompareTarget::Create, TargetUnion::CreateRevision(self.old_revision(dice))),
+            2 => (CompareTarget::Mod, TargetUnion::ModRevision(self.old_revision(dice))),
+            _ => (CompareTarget::Value, TargetUnion::Value(self.last_value.clone())),
+        };
+        let result = i32::try_from(dice.below(4)).expect("a small number");
+        Compare { result, target: target as i32, key: self.key(dice), target_union: Some(union), ..Compare::default() }
+    }
+
+    fn branch(&mut self, dice: &mut Dice) -> Vec<RequestOp> {
+        let put = self.put(dice);
+        let mut written = vec![put.key.clone()];
+        let mut ops = vec![request_op::Request::RequestPut(put)];
+        for _ in 0..dice.below(3) {
+            let key = self.key(dice);
+            let fresh = !written.contains(&key);
+            match dice.below(3) {
+                0 if fresh => {
+                    ops.push(request_op::Request::RequestPut(PutRequest { key: key.clone(), ..self.put(dice) }))
+                }
+                1 if fresh => ops.push(request_op::Request::RequestDeleteRange(DeleteRangeRequest {
+                    key: key.clone(),
+                    range_end: Bytes::new(),
+                    prev_kv: true,
+                })),
+                _ => {
+                    ops.push(request_op::Request::RequestRange(self.range(dice)));
+                    continue;
+                }
+            }
+            written.push(key);
+        }
+        ops.into_iter().map(|request| RequestOp { request: Some(request) }).collect()
+    }
+}
+
+/// The entry's data for a write.
+pub fn encode(id: u64, request: &Request) -> Bytes {
+    let mut internal = InternalRaftRequest {
+        header: Some(RequestHeader { id, ..RequestHeader::default() }),
+        ..InternalRaftRequest::default()
+    };
+    match request.clone() {
+        Request::Put(put) => internal.put = Some(put),
+        Request::DeleteRange(delete) => internal.delete_range = Some(delete),
+        Request::Txn(txn) => internal.txn = Some(txn),
+        Request::Compact(compaction) => internal.compaction = Some(compaction),
+        Request::Range(range) => internal.range = Some(range),
+    }
+    internal.encode_to_vec().into()
+}
+
+/// The request that an entry holds, if it is a client's.
+pub fn decode(entry: &Entry) -> Option<Request> {
+    let internal = InternalRaftRequest::decode(entry.data.clone()).ok().filter(|_| entry.r#type == 0)?;
+    let write = internal.put.map(Request::Put).or(internal.delete_range.map(Request::DeleteRange));
+    write.or(internal.txn.map(Request::Txn)).or(internal.compaction.map(Request::Compact))
+}
+
+/// A reply as clients see it.
+pub fn response(reply: Reply) -> Option<Response> {
+    match reply {
+        Reply::Put(response) => Some(Response::Put(response)),
+        Reply::DeleteRange(response) => Some(Response::DeleteRange(response)),
+        Reply::Txn(response) => Some(Response::Txn(response)),
+        Reply::Compaction(response) => Some(Response::Compact(response)),
+        Reply::Range(response) => Some(Response::Range(response)),
+        Reply::Alarm(_) | Reply::LeaseGrant(_) | Reply::LeaseRevoke(_) | Reply::Members(_) | Reply::Done { .. } => None,
+    }
+}
