@@ -325,12 +325,6 @@ impl Member {
         self.program = program;
     }
 
-    /// Changes the value of a flag from the next start on.
-    pub fn set_arg(&mut self, flag: &str, value: &str) {
-        let at = self.args.iter().position(|word| word == flag).unwrap_or_else(|| panic!("{flag} is not set"));
-        self.args[at + 1] = value.to_owned();
-    }
-
     pub fn is_running(&self) -> bool {
         self.child.is_some()
     }
