@@ -293,11 +293,12 @@ async fn leaderless(program: Program, of_writes: Code, ours: bool) {
         request
     };
     assert_eq!(said(four.range(demanding(Request::new(local))).await), no_leader);
-    let mut hasty = Request::new(put("k", 1));
-    hasty.set_timeout(Duration::from_millis(50));
-    let (code, _) = said(four.put(hasty).await);
-    assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{code:?}");
     if ours {
+        // 3.5.1 has other codes for this, now one, now another.
+        let mut hasty = Request::new(put("k", 1));
+        hasty.set_timeout(Duration::from_millis(50));
+        let (code, _) = said(four.put(hasty).await);
+        assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{code:?}");
         assert_eq!(http_get(member.client_port, "/livez").await.0, 200);
         assert_eq!(http_get(member.client_port, "/readyz?exclude=linearizable_read").await.0, 200);
     }
