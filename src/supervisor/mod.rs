@@ -72,7 +72,9 @@ pub fn main(words: Vec<OsString>, manner: Manner) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let program = match manner {
-        Manner::Original => std::env::args().next().unwrap_or_else(|| "goreman".to_owned()),
+        Manner::Original => {
+            std::env::args_os().next().map_or_else(|| "goreman".to_owned(), |name| name.to_string_lossy().into_owned())
+        }
         Manner::Native => "quorate supervisor".to_owned(),
     };
     let rpc_port = std::env::var("GOREMAN_RPC_PORT").ok();
