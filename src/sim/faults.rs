@@ -28,7 +28,7 @@ pub enum Fault {
     Loss,
     /// Messages take long and overtake each other.
     Delay,
-    /// A member's apply thread makes no progress.
+    /// A member's apply thread makes no progress, or little.
     HoldApply,
     /// A member's disk takes long.
     SlowDisk,
