@@ -128,7 +128,7 @@ async fn a_full_member_refuses_what_grows_until_it_was_compacted_and_disarmed() 
     assert_eq!(said(client.range(get("k")).await), ok());
     assert_eq!(
         http_get(member.client_port, "/health").await,
-        (503, r#"{"health":"false","reason":"ALARM NOSPACE"}"#.into())
+        (503, "{\"health\":\"false\",\"reason\":\"ALARM NOSPACE\"}\n".into())
     );
     assert_eq!(http_get(member.client_port, "/health?exclude=NOSPACE").await.0, 200);
     assert_eq!(http_get(member.client_port, "/readyz").await.0, 200);
@@ -224,7 +224,7 @@ async fn a_corrupt_cluster_answers_plain_reads_only() {
     assert_eq!(said(client.range(get("k")).await), ok());
     assert_eq!(said(member.hash_kv(0).await), ok());
     let health = http_get(member.client_port, "/health").await;
-    assert_eq!(health, (503, r#"{"health":"false","reason":"ALARM CORRUPT"}"#.into()));
+    assert_eq!(health, (503, "{\"health\":\"false\",\"reason\":\"ALARM CORRUPT\"}\n".into()));
     let (code, text) = http_get(member.client_port, "/readyz").await;
     assert!(code == 503 && text.contains("[-]data_corruption failed: alarm activated: CORRUPT"), "{code} {text}");
     assert_eq!(http_get(member.client_port, "/livez").await, (200, "ok\n".into()));
@@ -284,7 +284,7 @@ async fn leaderless(program: Program, of_writes: Code, ours: bool) {
     assert_eq!(txn_said, deadline);
     assert_eq!(range_said, timed_out);
     assert_eq!(list_said, timed_out);
-    assert_eq!(health, (503, r#"{"health":"false","reason":"RAFT NO LEADER"}"#.into()));
+    assert_eq!(health, (503, "{\"health\":\"false\",\"reason\":\"RAFT NO LEADER\"}\n".into()));
     let answer = four.range(local.clone()).await.expect("a local read").into_inner();
     assert_eq!(answer.count, 1);
     assert_eq!(said(four.txn(txn(vec![], vec![])).await), ok(), "a transaction of nothing is a local read");
@@ -293,11 +293,12 @@ async fn leaderless(program: Program, of_writes: Code, ours: bool) {
         request
     };
     assert_eq!(said(four.range(demanding(Request::new(local))).await), no_leader);
-    let mut hasty = Request::new(put("k", 1));
-    hasty.set_timeout(Duration::from_millis(50));
-    let (code, _) = said(four.put(hasty).await);
-    assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{code:?}");
     if ours {
+        // 3.5.1 has other codes for this, now one, now another.
+        let mut hasty = Request::new(put("k", 1));
+        hasty.set_timeout(Duration::from_millis(50));
+        let (code, _) = said(four.put(hasty).await);
+        assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{code:?}");
         assert_eq!(http_get(member.client_port, "/livez").await.0, 200);
         assert_eq!(http_get(member.client_port, "/readyz?exclude=linearizable_read").await.0, 200);
     }

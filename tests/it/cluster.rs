@@ -302,6 +302,12 @@ impl Member {
         self.args.extend(words.iter().map(|word| word.to_string()));
     }
 
+    /// Changes the value of a flag that every member has.
+    pub fn set_arg(&mut self, flag: &str, value: &str) {
+        let at = self.args.iter().position(|word| word == flag).unwrap_or_else(|| panic!("{flag} is not set"));
+        self.args[at + 1] = value.to_owned();
+    }
+
     /// Gives a real etcd its flags, and `settings`, which have no flag, in a file: it reads flags or a file, not both.
     pub fn use_config_file(&mut self, settings: &[(&str, &str)]) {
         let pairs = self.args.chunks_exact(2).map(|pair| (pair[0].trim_start_matches('-'), pair[1].as_str()));
@@ -317,12 +323,6 @@ impl Member {
         self.args[at + 1] = data_dir.to_str().expect("temporary paths are UTF-8").to_owned();
         self.data_dir = data_dir;
         self.program = program;
-    }
-
-    /// Changes the value of a flag from the next start on.
-    pub fn set_arg(&mut self, flag: &str, value: &str) {
-        let at = self.args.iter().position(|word| word == flag).unwrap_or_else(|| panic!("{flag} is not set"));
-        self.args[at + 1] = value.to_owned();
     }
 
     pub fn is_running(&self) -> bool {

@@ -52,10 +52,9 @@ pub enum Goal {
 impl Case {
     /// What is run when nobody chose.
     pub fn all(members: usize) -> &'static [Case] {
-        use Case::*;
         match members {
-            1 => &[Idle, Put1, Put100, Put1000, Range100, Range1, Keys],
-            _ => &[Put100],
+            1 => &[Case::Idle, Case::Put1, Case::Put100, Case::Put1000, Case::Range100, Case::Range1, Case::Keys],
+            _ => &[Case::Put100],
         }
     }
 
@@ -84,23 +83,21 @@ impl Case {
 
     /// The wish for this figure, where there is one.
     pub fn goal(self, measure: Measure, members: usize, keys: u64) -> Option<Goal> {
-        use Goal::*;
-        use Measure::*;
         Some(match (members, self, measure) {
-            (1, Case::Put1, P50) => RatioAtMost(0.7),
-            (1, Case::Put100 | Case::Put1000, RequestsPerSecond) => RatioAtLeast(1.9),
-            (1, Case::Put100 | Case::Put1000, CpuMicros) => RatioAtMost(0.4),
-            (1, Case::Put100 | Case::Put1000, P99) => RatioAtMost(0.5),
-            (1, Case::Range100, RequestsPerSecond) => RatioAtLeast(1.5),
-            (1, Case::Range100, CpuMicros) => RatioAtMost(0.45),
-            (1, Case::Range1, CpuMicros) => RatioAtMost(0.5),
-            (3, Case::Put100, RequestsPerSecond) => RatioAtLeast(1.7),
-            (3, Case::Put100, CpuMicros) => RatioAtMost(0.45),
-            (1, Case::Keys, Memory) => RatioAtMost(if keys >= 1_000_000 { 0.35 } else { 0.5 }),
-            (1, Case::Keys, List) => RatioAtMost(0.2),
-            (1, Case::Keys, Restart) => RatioAtMost(0.5),
-            (1, Case::Idle, Memory) => OursAtMost(20.0),
-            (1, Case::Idle, CpuShare) => OursAtMost(1.0),
+            (1, Case::Put1, Measure::P50) => Goal::RatioAtMost(0.7),
+            (1, Case::Put100 | Case::Put1000, Measure::RequestsPerSecond) => Goal::RatioAtLeast(1.9),
+            (1, Case::Put100 | Case::Put1000, Measure::CpuMicros) => Goal::RatioAtMost(0.4),
+            (1, Case::Put100 | Case::Put1000, Measure::P99) => Goal::RatioAtMost(0.5),
+            (1, Case::Range100, Measure::RequestsPerSecond) => Goal::RatioAtLeast(1.5),
+            (1, Case::Range100, Measure::CpuMicros) => Goal::RatioAtMost(0.45),
+            (1, Case::Range1, Measure::CpuMicros) => Goal::RatioAtMost(0.5),
+            (3, Case::Put100, Measure::RequestsPerSecond) => Goal::RatioAtLeast(1.7),
+            (3, Case::Put100, Measure::CpuMicros) => Goal::RatioAtMost(0.45),
+            (1, Case::Keys, Measure::Memory) => Goal::RatioAtMost(if keys >= 1_000_000 { 0.35 } else { 0.5 }),
+            (1, Case::Keys, Measure::List) => Goal::RatioAtMost(0.2),
+            (1, Case::Keys, Measure::Restart) => Goal::RatioAtMost(0.5),
+            (1, Case::Idle, Measure::Memory) => Goal::OursAtMost(20.0),
+            (1, Case::Idle, Measure::CpuShare) => Goal::OursAtMost(1.0),
             _ => return None,
         })
     }

@@ -106,7 +106,13 @@ impl HttpServer {
             }
         };
         counter.inc();
-        answer(status, TEXT, health.body())
+        if health.is_good() {
+            return answer(status, TEXT, health.body());
+        }
+        // An error of Go's: with a line end, and not to be taken for anything but text.
+        let mut response = answer(status, TEXT, format!("{}\n", health.body()));
+        no_sniff(&mut response);
+        response
     }
 
     /// `/livez`, `/readyz` and each of their checks alone; `None` for another path.

@@ -452,7 +452,7 @@ async fn health_says_why_not() {
         assert_eq!((found, found_body.as_str()), (status, body), "{path}");
     };
     port.fake.state().barrier = Err(Answer::Timeout);
-    check("/health", 503, r#"{"health":"false","reason":"RANGE ERROR:etcdserver: request timed out"}"#).await;
+    check("/health", 503, "{\"health\":\"false\",\"reason\":\"RANGE ERROR:etcdserver: request timed out\"}\n").await;
     check("/health?serializable=true", 200, r#"{"health":"true","reason":""}"#).await;
     check(
         "/readyz/linearizable_read",
@@ -461,16 +461,16 @@ async fn health_says_why_not() {
     )
     .await;
     port.fake.state().leader = None;
-    check("/health", 503, r#"{"health":"false","reason":"RAFT NO LEADER"}"#).await;
+    check("/health", 503, "{\"health\":\"false\",\"reason\":\"RAFT NO LEADER\"}\n").await;
     port.fake.state().alarms = vec![AlarmMember { member_id: 1, alarm: 1 }];
-    check("/health", 503, r#"{"health":"false","reason":"ALARM NOSPACE"}"#).await;
+    check("/health", 503, "{\"health\":\"false\",\"reason\":\"ALARM NOSPACE\"}\n").await;
     check("/health?exclude=NOSPACE&serializable=true", 200, r#"{"health":"true","reason":""}"#).await;
     check("/readyz/data_corruption", 200, "ok\n").await;
     port.fake.state().alarms = vec![AlarmMember { member_id: 1, alarm: 2 }];
-    check("/health", 503, r#"{"health":"false","reason":"ALARM CORRUPT"}"#).await;
+    check("/health", 503, "{\"health\":\"false\",\"reason\":\"ALARM CORRUPT\"}\n").await;
     check("/readyz/data_corruption", 503, "[-]data_corruption failed: alarm activated: CORRUPT\n").await;
     port.fake.state().alarms = vec![AlarmMember { member_id: 1, alarm: 9 }];
-    check("/health", 503, r#"{"health":"false","reason":"ALARM UNKNOWN"}"#).await;
+    check("/health", 503, "{\"health\":\"false\",\"reason\":\"ALARM UNKNOWN\"}\n").await;
     port.fake.state().learner = true;
     check("/readyz/non_learner", 503, "[-]non_learner failed: not supported for learner\n").await;
     let metrics = port.metrics();
