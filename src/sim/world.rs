@@ -178,7 +178,7 @@ impl World {
             });
         }
         let clients = (0..plan.clients).map(|client| Client {
-            workload: Workload::new(client, plan.keys, plan.compaction_percent),
+            workload: Workload::new(client, &plan),
             target: client % slots.len(),
             connection: 0,
             connected_to: None,
@@ -729,7 +729,7 @@ impl World {
             Fault::Delay => {
                 self.network.delay_max = self.dice.pick(&[20_000, 200_000, 2_000_000]);
                 self.network.slow_percent = self.dice.pick(&[10, 30, 100]);
-                self.after(delay, Event::HealWeather);
+                self.after(2 * delay, Event::HealWeather);
             }
             Fault::HoldApply => {
                 self.slots[victim].apply_held_until = self.now + delay;
