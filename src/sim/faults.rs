@@ -28,7 +28,7 @@ pub enum Fault {
     Loss,
     /// Messages take long and overtake each other.
     Delay,
-    /// A member's apply thread makes no progress.
+    /// A member's apply thread makes no progress, or little.
     HoldApply,
     /// A member's disk takes long.
     SlowDisk,
@@ -68,6 +68,7 @@ pub struct Plan {
     pub catch_up_entries: u64,
     pub snapshot_entries: u64,
     pub compaction_percent: u64,
+    pub reads_percent: u64,
 }
 
 impl Plan {
@@ -85,6 +86,7 @@ impl Plan {
             catch_up_entries: dice.pick(&[1, 10, 50, 500]),
             snapshot_entries: dice.pick(&[5, 20, 100]),
             compaction_percent: dice.pick(&[0, 2, 5]),
+            reads_percent: dice.pick(&[20, 30, 70]),
         }
     }
 }

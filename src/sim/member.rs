@@ -393,19 +393,20 @@ impl Member {
 }
 
 impl Running {
-    /// Everything that can be done now. `apply` false: the apply thread is held up.
-    pub fn work(&mut self, apply: bool) -> Result<(), Failure> {
+    /// Everything that can be done now, with at most so many inputs for the apply thread.
+    pub fn work(&mut self, apply_max: usize) -> Result<(), Failure> {
         let due = std::mem::take(&mut self.tick_due);
         self.driver.turn(due)?;
-        let mut any = apply;
-        while any {
-            any = false;
-            while self.apply.turn()? {
-                any = true;
+        let mut left = apply_max;
+        while left > 0 {
+            let before = left;
+            while left > 0 && self.apply.turn()? {
+                left -= 1;
             }
-            if any {
-                self.driver.turn(false)?;
+            if left == before {
+                return Ok(());
             }
+            self.driver.turn(false)?;
         }
         Ok(())
     }

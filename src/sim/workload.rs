@@ -18,6 +18,7 @@ use crate::proto::raftinternalpb::InternalRaftRequest;
 use crate::proto::raftinternalpb::RequestHeader;
 use crate::proto::raftpb::Entry;
 use crate::server::apply::outcome::Reply;
+use crate::sim::faults::Plan;
 use crate::torture::checker::model::Request;
 use crate::torture::checker::model::Response;
 
@@ -27,6 +28,7 @@ pub struct Workload {
     client: usize,
     keys: u64,
     compaction_percent: u64,
+    reads_percent: u64,
     values: u64,
     /// The newest revision it has seen.
     pub revision: i64,
@@ -34,8 +36,9 @@ pub struct Workload {
 }
 
 impl Workload {
-    pub fn new(client: usize, keys: u64, compaction_percent: u64) -> Workload {
-        Workload { client, keys, compaction_percent, values: 0, revision: 1, last_value: Bytes::new() }
+    pub fn new(client: usize, plan: &Plan) -> Workload {
+        let Plan { keys, compaction_percent, reads_percent, .. } = *plan;
+        Workload { client, keys, compaction_percent, reads_percent, values: 0, revision: 1, last_value: Bytes::new() }
     }
 
     /// The next request. `calm`: a put, which must succeed.
@@ -46,11 +49,13 @@ impl Workload {
         if dice.chance(self.compaction_percent) {
             return Request::Compact(CompactionRequest { revision: self.old_revision(dice), physical: false });
         }
-        match dice.below(10) {
+        if dice.chance(self.reads_percent) {
+            return Request::Range(self.range(dice));
+        }
+        match dice.below(7) {
             0..4 => Request::Put(self.put(dice)),
             4 => Request::DeleteRange(self.delete(dice)),
-            5 | 6 => Request::Txn(self.txn(dice)),
-            _ => Request::Range(self.range(dice)),
+            _ => Request::Txn(self.txn(dice)),
         }
     }
 

@@ -107,6 +107,8 @@ struct Slot {
     busy_until: Micros,
     paused_until: Micros,
     apply_held_until: Micros,
+    /// Inputs that the apply thread takes at a time while it is held up.
+    apply_pace: usize,
     disk_latency_max: Micros,
     /// Images it has built, by index.
     images: BTreeMap<u64, Arc<Image>>,
@@ -170,12 +172,13 @@ impl World {
                 busy_until: 0,
                 paused_until: 0,
                 apply_held_until: 0,
+                apply_pace: 0,
                 disk_latency_max: 1_000,
                 images: BTreeMap::new(),
             });
         }
         let clients = (0..plan.clients).map(|client| Client {
-            workload: Workload::new(client, plan.keys, plan.compaction_percent),
+            workload: Workload::new(client, &plan),
             target: client % slots.len(),
             connection: 0,
             connected_to: None,
@@ -389,7 +392,7 @@ impl World {
         slot.work_planned = false;
         let Some(running) = &mut slot.member.running else { return Ok(()) };
         let mut barriers = running.read(now);
-        let worked = running.work(now >= slot.apply_held_until);
+        let worked = running.work(if now < slot.apply_held_until { slot.apply_pace } else { usize::MAX });
         if worked.is_ok() {
             barriers.extend(running.read(now));
         }
@@ -726,9 +729,13 @@ impl World {
             Fault::Delay => {
                 self.network.delay_max = self.dice.pick(&[20_000, 200_000, 2_000_000]);
                 self.network.slow_percent = self.dice.pick(&[10, 30, 100]);
-                self.after(delay, Event::HealWeather);
+                self.after(2 * delay, Event::HealWeather);
             }
-            Fault::HoldApply => self.slots[victim].apply_held_until = self.now + delay,
+            Fault::HoldApply => {
+                self.slots[victim].apply_held_until = self.now + delay;
+                // A slow one lags behind and still answers: reads must wait for it.
+                self.slots[victim].apply_pace = self.dice.pick(&[0, 1, 1]);
+            }
             Fault::SlowDisk => self.slots[victim].disk_latency_max = self.dice.pick(&[1_000, 20_000, 150_000]),
             Fault::Transfer => {
                 let to = MemberId(victim as u64 + 1);

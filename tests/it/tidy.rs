@@ -21,12 +21,27 @@ const CORE: [&str; 9] = [
     "crate::client",
 ];
 
-const RULES: [Rule; 19] = [
+const RULES: [Rule; 21] = [
     Rule { part: "common", never: &["redb", "raft::", "tokio::spawn", "crate::server", "crate::client", "crate::ctl"] },
     Rule { part: "disk", never: &["crate::server", "crate::proto", "tokio", "crate::client"] },
     Rule { part: "client", never: &["crate::server", "crate::ctl", "crate::supervisor"] },
     Rule { part: "ctl", never: &["crate::server", "crate::supervisor"] },
     Rule { part: "bench", never: &["crate::server", "crate::ctl", "crate::supervisor"] },
+    Rule { part: "torture", never: &["crate::server", "crate::sim"] },
+    // Time, chance and files come from the run's seed, or two runs of it would differ.
+    Rule {
+        part: "sim",
+        never: &[
+            "std::net",
+            "std::fs",
+            "std::thread",
+            "SystemTime",
+            "Instant::now",
+            "rand::",
+            "tokio::time",
+            "HashMap",
+        ],
+    },
     Rule { part: "supervisor", never: &["crate::server", "crate::ctl"] },
     Rule { part: "server", never: &["crate::ctl", "crate::supervisor", "crate::client"] },
     Rule {
