@@ -151,8 +151,9 @@ impl Checkpoint for MemoryCheckpoint {
 }
 
 /// The records as one batch left them.
+#[derive(Clone, Default)]
 pub struct MemoryTables {
-    records: Arc<BTreeMap<Revision, Record>>,
+    pub(in crate::server) records: Arc<BTreeMap<Revision, Record>>,
 }
 
 impl MemoryTables {
