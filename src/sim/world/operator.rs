@@ -6,6 +6,7 @@ use crate::common::ids::MemberId;
 use crate::server::cluster::member::Member as ClusterMember;
 use crate::server::cluster::membership::Change;
 use crate::server::propose::conf_change;
+use crate::sim::faults::Fault;
 use crate::sim::member::Member;
 use crate::sim::member::lock;
 use crate::sim::world::Event;
@@ -81,6 +82,10 @@ impl World {
     pub(super) fn operate(&mut self) -> Result<(), String> {
         self.look_after_members()?;
         if !self.calm {
+            // Where members change at all, they change often.
+            if self.plan.faults.contains(&Fault::Reconfigure) && self.dice.chance(10) {
+                self.reconfigure();
+            }
             self.after(LOOK_EVERY, Event::Operator);
         }
         Ok(())
