@@ -10,6 +10,7 @@ mod contract;
 mod differential;
 mod differential_gen;
 mod fixtures;
+mod historic;
 mod history;
 mod http_recorded;
 mod mixed;

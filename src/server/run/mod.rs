@@ -3,6 +3,8 @@
 pub mod backend;
 pub mod ends;
 pub mod facts;
+#[cfg(test)]
+mod historic_tests;
 pub mod identity;
 pub mod member;
 pub mod ports;

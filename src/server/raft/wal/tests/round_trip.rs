@@ -191,8 +191,11 @@ fn first_error_stops_the_log_for_good() {
     }
 }
 
+/// B20, raft-engine's change log: a rewrite of the log that was broken off lost entries, or brought back a batch that
+/// had never been durable. Ours rewrites nothing; a cut to a new segment and the release of old ones are what can be
+/// broken off.
 #[test]
-fn error_in_any_step_of_a_cut_or_release_stops_the_log_and_loses_nothing() {
+fn b20_error_in_any_step_of_a_cut_or_release_stops_the_log_and_loses_nothing() {
     let mut failed = 0;
     for n in 1..=20 {
         let disk = SimDisk::new(1);
