@@ -9,6 +9,7 @@ mod cluster_faults;
 mod contract;
 mod differential;
 mod differential_gen;
+mod divergence;
 mod fixtures;
 mod historic;
 mod history;

@@ -31,6 +31,7 @@ use crate::server::checkpoint::Record;
 use crate::server::checkpoint::Tables;
 use crate::server::mvcc::counts::Counts;
 use crate::server::mvcc::hash::HashCache;
+use crate::server::mvcc::hash::HashValue;
 use crate::server::mvcc::index::Found;
 use crate::server::mvcc::index::Index;
 use crate::server::mvcc::index::mark::Mark;
@@ -332,6 +333,11 @@ pub struct Views {
 impl Views {
     pub(super) fn new(live: Live) -> Views {
         Views { live: Arc::new(Mutex::new(live)), hashes: Arc::default(), counts: Arc::default() }
+    }
+
+    /// What finished compactions left, ascending by revision.
+    pub fn compaction_hashes(&self) -> Vec<HashValue> {
+        self.hashes.lock().unwrap_or_else(PoisonError::into_inner).values().to_vec()
     }
 
     /// The newest published View.
