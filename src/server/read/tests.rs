@@ -45,6 +45,8 @@ struct Bench {
     desk: Arc<Desk>,
 }
 
+/// A test that waits longer than this has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(20);
 
@@ -77,13 +79,16 @@ impl Bench {
 
     /// Waits for the `n`th question.
     async fn asked(&self, n: usize) -> Bytes {
-        loop {
-            let context = self.raft.asked.lock().expect("no panic").get(n - 1).cloned();
-            match context {
-                Some(context) => return context,
-                None => tokio::task::yield_now().await,
+        let wait = async {
+            loop {
+                let context = self.raft.asked.lock().expect("no panic").get(n - 1).cloned();
+                match context {
+                    Some(context) => return context,
+                    None => tokio::task::yield_now().await,
+                }
             }
-        }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("question {n} is never asked"))
     }
 }
 

@@ -207,24 +207,41 @@ fn pages_in_use(content: &[u8]) -> Vec<usize> {
     pages.filter(|(_, page)| page.iter().any(|byte| *byte != 0)).map(|(number, _)| number).collect()
 }
 
-/// Starts the member with a copy of its database in which some pages were zeroed or had a bit turned. True if it refused
-/// or gave up with a sentence that names the file; else everything that it says must be right.
-async fn notices_damage(member: &mut Member, whole: &[u8], seed: u64) -> bool {
+/// The database with some of its pages zeroed or a bit of them turned.
+fn with_bad_pages(whole: &[u8], seed: u64) -> Vec<u8> {
     let (mut content, pages) = (whole.to_vec(), pages_in_use(whole));
     let mut random = Random::new(seed);
-    let mut damage = |page: usize, zeroed: bool| {
-        let page = &mut content[page * PAGE_BYTES..][..PAGE_BYTES];
-        match zeroed {
-            true => page.fill(0),
-            false => page[random.below(PAGE_BYTES as u64) as usize] ^= 0x10,
+    // The first copy loses the page that everything begins with, the others three of any.
+    let mut page = if seed == 0 { 0 } else { pages[seed as usize * 7 % pages.len()] };
+    for round in 0..3 {
+        let bytes = &mut content[page * PAGE_BYTES..][..PAGE_BYTES];
+        match (seed + round) % 2 == 0 {
+            true => bytes.fill(0),
+            false => bytes[random.below(PAGE_BYTES as u64) as usize] ^= 0x10,
         }
-        pages[random.below(pages.len() as u64) as usize]
-    };
-    // The first copy loses the page that everything begins with, the others two of any: some zeroed, some with a bit
-    // turned.
-    let next = if seed == 0 { damage(0, true) } else { pages[seed as usize * 7 % pages.len()] };
-    let next = damage(next, seed % 2 == 0);
-    damage(next, seed % 3 == 0);
+        page = pages[random.below(pages.len() as u64) as usize];
+    }
+    content
+}
+
+/// The database with one digit of one value changed, wherever it stands.
+fn with_another_digit(whole: &[u8], key: usize) -> Vec<u8> {
+    let mut content = whole.to_vec();
+    let piece = &expected(key)[..400];
+    let mut changed = 0;
+    for at in 0..content.len() - piece.len() {
+        if content[at..].starts_with(piece) {
+            content[at + 200] ^= 1;
+            changed += 1;
+        }
+    }
+    assert!(changed > 0, "no value of key {key} in the file");
+    content
+}
+
+/// Starts the member with this in the place of its database. True if it refused or gave up with a sentence that names the
+/// file; else everything that it says must be right.
+async fn notices_damage(member: &mut Member, content: &[u8], what: &str) -> bool {
     // The log is as it was left: a log from a copy would lack what this member has promised since.
     std::fs::write(member.data_dir.join(DATABASE), content).expect("a file of ours");
     let lines_before = member.log_text().lines().count();
@@ -239,7 +256,7 @@ async fn notices_damage(member: &mut Member, whole: &[u8], seed: u64) -> bool {
         for number in 0..KEYS {
             let value = read(&endpoint, number).await?;
             let log = || tail(&member.borrow().log_text(), 10);
-            assert!(value == expected(number), "seed {seed}, key {number}: {} bytes, {}", value.len(), log());
+            assert!(value == expected(number), "{what}, key {number}: {} bytes, {}", value.len(), log());
         }
         Ok(false)
     })
@@ -251,7 +268,7 @@ async fn notices_damage(member: &mut Member, whole: &[u8], seed: u64) -> bool {
     }
     let log: Vec<String> = member.log_text().lines().skip(lines_before).map(str::to_owned).collect();
     let told = |line: &String| line.contains("db.redb is damaged");
-    assert!(log.iter().any(told), "seed {seed}, no reason: {log:#?}");
+    assert!(log.iter().any(told), "{what}, no reason: {log:#?}");
     true
 }
 
@@ -285,12 +302,13 @@ async fn b19_damaged_pages_are_noticed_and_never_served() {
     assert!(defragment(&cluster.members[victim].endpoint()).await, "everything is in the file");
     cluster.members[victim].terminate();
     let whole = std::fs::read(cluster.members[victim].data_dir.join(DATABASE)).expect("a database");
+    let member = &mut cluster.members[victim];
     let mut noticed = 0;
     for seed in 0..DAMAGED_COPIES {
-        noticed += u64::from(notices_damage(&mut cluster.members[victim], &whole, seed).await);
+        noticed += u64::from(notices_damage(member, &with_bad_pages(&whole, seed), &format!("copy {seed}")).await);
     }
     assert!(noticed >= DAMAGED_COPIES / 3, "only {noticed} of {DAMAGED_COPIES} were noticed: not the pages in use?");
-    let member = &mut cluster.members[victim];
+    assert!(notices_damage(member, &with_another_digit(&whole, 7), "another digit").await);
     std::fs::remove_file(member.data_dir.join(DATABASE)).expect("a database");
     member.start();
     member.wait_ready().await;

@@ -12,6 +12,7 @@
 //! | B3 | `b03_defragment_changes_nothing_and_may_be_killed` (durability.rs) |
 //! | B3 | No file is swapped while a member runs; the offline `utl defrag` comes later |
 //! | B4 | `b04_the_revision_never_goes_back` (mvcc/tests/restart.rs) |
+//! | B4 | `b04_marks_of_compactions_count_as_revisions` (mvcc/tests/restart.rs) |
 //! | B5 | not yet: no authentication, entries of it are refused |
 //! | B6 | `b06_leases_and_their_keys_are_the_same_after_an_image_and_after_a_restart` (run/historic_tests.rs) |
 //! | B7 | not yet: no authentication, and nobody ends a lease by time; that leases come with an image is B6 |

@@ -83,8 +83,9 @@ fn b04_the_revision_never_goes_back() {
     }
 }
 
+/// B4, etcd 17780, where no record is left to tell: whichever mark of the compaction is there counts as a revision.
 #[test]
-fn marks_of_compactions_count_as_revisions() {
+fn b04_marks_of_compactions_count_as_revisions() {
     for (name, scheduled_only) in [(SCHEDULED, true), (FINISHED, false)] {
         let key = (Bucket::Meta, Bytes::from_static(name.as_bytes()));
         let mark = Bytes::copy_from_slice(&Revision::new(10, 0).storage_key());

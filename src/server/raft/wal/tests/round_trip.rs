@@ -201,12 +201,14 @@ fn b20_error_in_any_step_of_a_cut_or_release_stops_the_log_and_loses_nothing() {
         let disk = SimDisk::new(1);
         let mut wal = create(&disk, SMALL);
         wal.save(Some(&state(1, 0)), &entries(1..=10, 1), true).unwrap();
+        let before = disk.operations();
         disk.fail_at(n, 5);
         let run = |wal: &mut Wal| {
             wal.save(Some(&state(1, 10)), &entries(11..=30, 1), true)?;
             wal.release_to(20)
         };
         if run(&mut wal).is_ok() {
+            assert!(disk.operations() - before < n, "operation {n} failed, and nobody was told");
             break;
         }
         failed += 1;
