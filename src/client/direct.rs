@@ -19,6 +19,10 @@ use super::CallError;
 use super::RECEIVE_BYTES_MAX;
 use super::connection::WINDOW_BYTES;
 use super::endpoint::Endpoint;
+use crate::proto::etcdserverpb::CompactionRequest;
+use crate::proto::etcdserverpb::CompactionResponse;
+use crate::proto::etcdserverpb::DeleteRangeRequest;
+use crate::proto::etcdserverpb::DeleteRangeResponse;
 use crate::proto::etcdserverpb::PutRequest;
 use crate::proto::etcdserverpb::PutResponse;
 use crate::proto::etcdserverpb::RangeRequest;
@@ -52,6 +56,8 @@ struct Targets {
     put: Uri,
     range: Uri,
     txn: Uri,
+    delete_range: Uri,
+    compact: Uri,
 }
 
 impl Direct {
@@ -66,7 +72,13 @@ impl Direct {
             let uri = Uri::builder().scheme("http").authority(parsed.authority()).path_and_query(path).build();
             uri.map_err(|error| format!("{endpoint}: {error}"))
         };
-        let targets = Arc::new(Targets { put: target("Put")?, range: target("Range")?, txn: target("Txn")? });
+        let targets = Arc::new(Targets {
+            put: target("Put")?,
+            range: target("Range")?,
+            txn: target("Txn")?,
+            delete_range: target("DeleteRange")?,
+            compact: target("Compact")?,
+        });
         let socket = parsed.dial().await?;
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(WINDOW_BYTES)
@@ -91,6 +103,16 @@ impl Direct {
 
     pub async fn txn(&mut self, request: &TxnRequest) -> Result<TxnResponse, DirectError> {
         let target = self.targets.txn.clone();
+        self.call(target, request).await
+    }
+
+    pub async fn delete_range(&mut self, request: &DeleteRangeRequest) -> Result<DeleteRangeResponse, DirectError> {
+        let target = self.targets.delete_range.clone();
+        self.call(target, request).await
+    }
+
+    pub async fn compact(&mut self, request: &CompactionRequest) -> Result<CompactionResponse, DirectError> {
+        let target = self.targets.compact.clone();
         self.call(target, request).await
     }
 
