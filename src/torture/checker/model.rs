@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use prost::Message;
 
 use crate::common::answer::Answer;
 use crate::proto::etcdserverpb::CompactionRequest;
@@ -59,7 +60,71 @@ pub enum Response {
     Range(RangeResponse),
 }
 
+impl Request {
+    /// Its bytes, the kind in front: equal for equal requests.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Request::Put(put) => tagged(b'p', put),
+            Request::DeleteRange(delete) => tagged(b'd', delete),
+            Request::Txn(txn) => tagged(b't', txn),
+            Request::Compact(compaction) => tagged(b'c', compaction),
+            Request::LeaseGrant(grant) => tagged(b'g', grant),
+            Request::LeaseRevoke(revoke) => tagged(b'v', revoke),
+            Request::Range(range) => tagged(b'r', range),
+        }
+    }
+
+    /// `None` for what `to_bytes` did not make.
+    pub fn from_bytes(bytes: Bytes) -> Option<Request> {
+        let (kind, message) = (*bytes.first()?, bytes.slice(1..));
+        match kind {
+            b'p' => PutRequest::decode(message).ok().map(Request::Put),
+            b'd' => DeleteRangeRequest::decode(message).ok().map(Request::DeleteRange),
+            b't' => TxnRequest::decode(message).ok().map(Request::Txn),
+            b'c' => CompactionRequest::decode(message).ok().map(Request::Compact),
+            b'g' => LeaseGrantRequest::decode(message).ok().map(Request::LeaseGrant),
+            b'v' => LeaseRevokeRequest::decode(message).ok().map(Request::LeaseRevoke),
+            b'r' => RangeRequest::decode(message).ok().map(Request::Range),
+            _ => None,
+        }
+    }
+}
+
+fn tagged(kind: u8, message: &impl Message) -> Vec<u8> {
+    let mut bytes = vec![kind];
+    bytes.extend(message.encode_to_vec());
+    bytes
+}
+
 impl Response {
+    /// Its bytes, the kind in front.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Response::Put(put) => tagged(b'p', put),
+            Response::DeleteRange(delete) => tagged(b'd', delete),
+            Response::Txn(txn) => tagged(b't', txn),
+            Response::Compact(compaction) => tagged(b'c', compaction),
+            Response::LeaseGrant(grant) => tagged(b'g', grant),
+            Response::LeaseRevoke(revoke) => tagged(b'v', revoke),
+            Response::Range(range) => tagged(b'r', range),
+        }
+    }
+
+    /// `None` for what `to_bytes` did not make.
+    pub fn from_bytes(bytes: Bytes) -> Option<Response> {
+        let (kind, message) = (*bytes.first()?, bytes.slice(1..));
+        match kind {
+            b'p' => PutResponse::decode(message).ok().map(Response::Put),
+            b'd' => DeleteRangeResponse::decode(message).ok().map(Response::DeleteRange),
+            b't' => TxnResponse::decode(message).ok().map(Response::Txn),
+            b'c' => CompactionResponse::decode(message).ok().map(Response::Compact),
+            b'g' => LeaseGrantResponse::decode(message).ok().map(Response::LeaseGrant),
+            b'v' => LeaseRevokeResponse::decode(message).ok().map(Response::LeaseRevoke),
+            b'r' => RangeResponse::decode(message).ok().map(Response::Range),
+            _ => None,
+        }
+    }
+
     /// The store's revision when it was answered.
     pub fn revision(&self) -> i64 {
         let header = match self {
