@@ -196,27 +196,37 @@ fn first_error_stops_the_log_for_good() {
 /// broken off.
 #[test]
 fn b20_error_in_any_step_of_a_cut_or_release_stops_the_log_and_loses_nothing() {
-    let mut failed = 0;
-    for n in 1..=20 {
+    // Saves that fill several segments, then the release of most of them, with one operation after the other failing.
+    for n in 1.. {
         let disk = SimDisk::new(1);
         let mut wal = create(&disk, SMALL);
-        wal.save(Some(&state(1, 0)), &entries(1..=10, 1), true).unwrap();
         let before = disk.operations();
         disk.fail_at(n, 5);
-        let run = |wal: &mut Wal| {
-            wal.save(Some(&state(1, 10)), &entries(11..=30, 1), true)?;
+        let mut acknowledged = 0;
+        let run = |wal: &mut Wal, acknowledged: &mut u64| {
+            for index in 1..=30 {
+                wal.save(Some(&state(1, index)), &[entry(index, 1, 300)], true)?;
+                *acknowledged = index;
+            }
+            assert!(wal.segment_count() > 3);
             wal.release_to(20)
         };
-        if run(&mut wal).is_ok() {
-            assert!(disk.operations() - before < n, "operation {n} failed, and nobody was told");
+        let result = run(&mut wal, &mut acknowledged);
+        if disk.operations() - before < n {
+            assert!(n > 60 && wal.first_index() > 10, "{n} operations, released to {}", wal.first_index());
             break;
         }
-        failed += 1;
+        assert!(result.is_err(), "operation {n} failed, and nobody was told");
         wal.save(None, &[], true).unwrap_err();
         let (wal, recovered) = open(&disk, SMALL).unwrap();
-        assert!(recovered.last_index() >= 10 && wal.first_index() <= 20);
+        assert!(wal.first_index() <= 21, "{n}: {} is the first", wal.first_index());
+        assert!(
+            (acknowledged..=acknowledged + 1).contains(&recovered.last_index()),
+            "{n}: {acknowledged} acknowledged"
+        );
+        let kept = wal.first_index()..=recovered.last_index();
+        assert!(recovered.entries.iter().map(|entry| entry.index).eq(kept), "{n}: a phantom or a gap");
     }
-    assert!(failed > 8, "{failed}");
 }
 
 #[test]
