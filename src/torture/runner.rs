@@ -381,17 +381,22 @@ impl Runner {
         let size = self.members.len();
         self.network.set(|from, to| {
             let mut wire = Wire { resets: self.resets[from * size + to], ..Wire::default() };
-            for trouble in self.troubles.iter() {
+            for trouble in &self.troubles {
                 let (out, into) = (trouble.inside[from], trouble.inside[to]);
                 // A fault of all members is one of every link.
                 let all = trouble.inside.iter().all(|inside| *inside);
                 match trouble.what {
-                    What::Partition { ways: Ways::Both, cut, .. } if all || out != into => {
+                    What::Partition { ways, cut, .. }
+                        if all
+                            || match ways {
+                                Ways::Both => out != into,
+                                Ways::Out => out && !into,
+                                Ways::In => !out && into,
+                            } =>
+                    {
                         wire.cut |= cut;
                         wire.held |= !cut;
                     }
-                    What::Partition { ways: Ways::Out, .. } if all || (out && !into) => wire.held = true,
-                    What::Partition { ways: Ways::In, .. } if all || (!out && into) => wire.held = true,
                     What::Delay { millis } if all || out != into => {
                         wire.delay = wire.delay.max(Duration::from_millis(millis));
                     }
@@ -532,11 +537,11 @@ impl Runner {
     /// SIGTERM for all: none may hang.
     async fn stop(&mut self) {
         self.watcher.abort();
-        for member in &mut self.members {
-            member.resume();
-            member.stop();
-        }
         while self.members.iter().any(|member| member.state != State::Down) {
+            for member in &mut self.members {
+                member.resume();
+                member.stop();
+            }
             self.look();
             tokio::time::sleep(TICK).await;
         }

@@ -148,7 +148,7 @@ fn contents(operations: &[Operation]) -> Vec<String> {
 /// A key that a full read shows in an older state than its last acknowledged write at that time.
 fn missing(at: usize, response: &RangeResponse, written: &BTreeMap<(Bytes, i64), Bytes>) -> Vec<String> {
     let revision = response.header.as_ref().map_or(0, |header| header.revision);
-    let older = response.kvs.iter().filter_map(|kv| {
+    let older = response.kvs.iter().filter(|kv| kv.mod_revision < revision).filter_map(|kv| {
         let from = (kv.key.clone(), kv.mod_revision + 1);
         let newer = written.range(from..=(kv.key.clone(), revision)).next_back()?;
         Some(format!("operation {at} read {kv:?} although revision {} had been acknowledged", newer.0.1))
