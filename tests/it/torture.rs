@@ -73,17 +73,38 @@ fn five_members_with_little_to_share_break_no_promise() {
     clean("3", "kill,partition,pause,compact", &["--members", "5", "--keys", "3", "--clients", "12"]);
 }
 
-#[test]
-fn full_disks_and_power_cuts_break_no_promise() {
-    let test = "full_disks_and_power_cuts_break_no_promise";
+/// Whether file systems can be made and mounted here; says aloud that `test` is skipped if not.
+fn may_mount(test: &str) -> bool {
     if !nix::unistd::geteuid().is_root() {
-        return skipped(test, "only root may mount file systems");
+        skipped(test, "only root may mount file systems");
+        return false;
     }
     let tried = Command::new("mkfs.ext4").arg("-V").stderr(Stdio::null()).status();
-    if !tried.is_ok_and(|status| status.success()) {
-        return skipped(test, "mkfs.ext4 cannot be had");
+    let there = tried.is_ok_and(|status| status.success());
+    if !there {
+        skipped(test, "mkfs.ext4 cannot be had");
     }
-    clean("4", "power-cut,disk-full,kill,compact", &[]);
+    there
+}
+
+#[test]
+fn full_disks_and_power_cuts_break_no_promise() {
+    if may_mount("full_disks_and_power_cuts_break_no_promise") {
+        clean("4", "power-cut,disk-full,kill,compact", &[]);
+    }
+}
+
+/// Otherwise the test above shows nothing.
+#[test]
+fn a_member_that_does_not_sync_is_found_by_power_cuts() {
+    if !may_mount("a_member_that_does_not_sync_is_found_by_power_cuts") {
+        return;
+    }
+    let runs = tempfile::tempdir().expect("a directory");
+    let own = Path::new(env!("CARGO_BIN_EXE_quorate"));
+    let words =
+        ["--faults", "power-cut", "--seed", "6", "--duration", "60s", "--members", "1", "--", "--unsafe-no-fsync"];
+    found(runs.path(), own, &words);
 }
 
 #[test]
