@@ -23,6 +23,10 @@ use crate::proto::etcdserverpb::CompactionRequest;
 use crate::proto::etcdserverpb::CompactionResponse;
 use crate::proto::etcdserverpb::DeleteRangeRequest;
 use crate::proto::etcdserverpb::DeleteRangeResponse;
+use crate::proto::etcdserverpb::LeaseGrantRequest;
+use crate::proto::etcdserverpb::LeaseGrantResponse;
+use crate::proto::etcdserverpb::LeaseRevokeRequest;
+use crate::proto::etcdserverpb::LeaseRevokeResponse;
 use crate::proto::etcdserverpb::PutRequest;
 use crate::proto::etcdserverpb::PutResponse;
 use crate::proto::etcdserverpb::RangeRequest;
@@ -58,6 +62,8 @@ struct Targets {
     txn: Uri,
     delete_range: Uri,
     compact: Uri,
+    lease_grant: Uri,
+    lease_revoke: Uri,
 }
 
 impl Direct {
@@ -68,16 +74,18 @@ impl Direct {
             return Err(super::OpenError::TlsUnsupported(endpoint.to_owned()).to_string());
         }
         let target = |method: &str| {
-            let path = format!("/etcdserverpb.KV/{method}");
+            let path = format!("/etcdserverpb.{method}");
             let uri = Uri::builder().scheme("http").authority(parsed.authority()).path_and_query(path).build();
             uri.map_err(|error| format!("{endpoint}: {error}"))
         };
         let targets = Arc::new(Targets {
-            put: target("Put")?,
-            range: target("Range")?,
-            txn: target("Txn")?,
-            delete_range: target("DeleteRange")?,
-            compact: target("Compact")?,
+            put: target("KV/Put")?,
+            range: target("KV/Range")?,
+            txn: target("KV/Txn")?,
+            delete_range: target("KV/DeleteRange")?,
+            compact: target("KV/Compact")?,
+            lease_grant: target("Lease/LeaseGrant")?,
+            lease_revoke: target("Lease/LeaseRevoke")?,
         });
         let socket = parsed.dial().await?;
         let (sender, connection) = h2::client::Builder::new()
@@ -113,6 +121,16 @@ impl Direct {
 
     pub async fn compact(&mut self, request: &CompactionRequest) -> Result<CompactionResponse, DirectError> {
         let target = self.targets.compact.clone();
+        self.call(target, request).await
+    }
+
+    pub async fn lease_grant(&mut self, request: &LeaseGrantRequest) -> Result<LeaseGrantResponse, DirectError> {
+        let target = self.targets.lease_grant.clone();
+        self.call(target, request).await
+    }
+
+    pub async fn lease_revoke(&mut self, request: &LeaseRevokeRequest) -> Result<LeaseRevokeResponse, DirectError> {
+        let target = self.targets.lease_revoke.clone();
         self.call(target, request).await
     }
 

@@ -145,6 +145,8 @@ async fn call(direct: &mut Direct, request: &Request) -> Result<Response, Direct
         Request::DeleteRange(delete) => Response::DeleteRange(direct.delete_range(delete).await?),
         Request::Txn(txn) => Response::Txn(direct.txn(txn).await?),
         Request::Compact(compaction) => Response::Compact(direct.compact(compaction).await?),
+        Request::LeaseGrant(grant) => Response::LeaseGrant(direct.lease_grant(grant).await?),
+        Request::LeaseRevoke(revoke) => Response::LeaseRevoke(direct.lease_revoke(revoke).await?),
         Request::Range(range) => Response::Range(direct.range(range).await?),
     })
 }

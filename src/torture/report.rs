@@ -48,6 +48,8 @@ impl Report<'_> {
                 Request::DeleteRange(_) => "delete",
                 Request::Txn(_) => "txn",
                 Request::Compact(_) => "compaction",
+                Request::LeaseGrant(_) => "lease grant",
+                Request::LeaseRevoke(_) => "lease revoke",
                 Request::Range(range) if range.serializable => "serializable range",
                 Request::Range(_) => "linearizable range",
             };

@@ -55,7 +55,11 @@ pub fn in_request(request: &mut Request, change: fn(&Bytes) -> Bytes) {
                 }
             });
         }
-        Request::DeleteRange(_) | Request::Compact(_) | Request::Range(_) => {}
+        Request::DeleteRange(_)
+        | Request::Compact(_)
+        | Request::Range(_)
+        | Request::LeaseGrant(_)
+        | Request::LeaseRevoke(_) => {}
     }
 }
 
@@ -71,7 +75,7 @@ pub fn shorten_response(response: &mut Response) {
             Some(response_op::Response::ResponseDeleteRange(delete)) => delete.prev_kvs.iter_mut().for_each(shorten),
             Some(response_op::Response::ResponseTxn(_)) | None => {}
         }),
-        Response::Compact(_) => {}
+        Response::Compact(_) | Response::LeaseGrant(_) | Response::LeaseRevoke(_) => {}
     }
 }
 

@@ -43,7 +43,7 @@ fn made(call: &Operation) -> Option<i64> {
             let Request::Txn(request) = &call.request else { return None };
             puts(request, txn.succeeded).next().map(|_| response.revision())
         }
-        Response::Compact(_) | Response::Range(_) => None,
+        Response::Compact(_) | Response::Range(_) | Response::LeaseGrant(_) | Response::LeaseRevoke(_) => None,
     }
 }
 
@@ -115,7 +115,7 @@ fn contents(operations: &[Operation]) -> Vec<String> {
                     puts(txn, branch).for_each(|(key, value)| note(key, value, succeeded == Some(branch)));
                 }
             }
-            Request::DeleteRange(_) | Request::Compact(_) | Request::Range(_) => {}
+            _ => {}
         }
     }
     let mut seen: HashMap<(Bytes, i64), KeyValue> = HashMap::new();
