@@ -1,8 +1,9 @@
 //! Wires that can be cut: a TCP relay in front of each member's peer port, which the member advertises as its own.
 //!
 //! Who dials is read from the request that opens the connection (`X-Server-From`, etcd's peer protocol), so each
-//! ordered pair of members is a link of its own. A link can be *held* (what is sent waits, also for minutes), *cut*
-//! (connections end, new ones are not taken) or *late*. What was held arrives in the end, or is lost with its connection.
+//! ordered pair of members is a link of its own. A link can be *held* (what is sent waits, also for minutes), *late*, or
+//! *cut*: connections that its first member opened end, and no new one is taken. What was held arrives in the end, or
+//! is lost with its connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -36,7 +37,9 @@ const SENDER: &str = "x-server-from:";
 /// One direction between two members.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Link {
+    /// Nothing passes in this direction, whoever opened the connection.
     pub held: bool,
+    /// No connection is opened in this direction.
     pub cut: bool,
     pub delay: Duration,
     /// Another value than before: connections that use the link end now.
@@ -203,7 +206,7 @@ struct State {
 
 impl State {
     fn is_cut(&self) -> bool {
-        self.there.cut || self.back.cut
+        self.there.cut
     }
 
     fn resets(&self) -> (u64, u64) {

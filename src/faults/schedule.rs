@@ -38,7 +38,8 @@ pub enum What {
     Kill,
     Pause,
     Restart,
-    /// `cut`: connections end at once. `lost`: what was held is lost at the end, not delivered.
+    /// `cut`: connections that are opened this way end at once. Otherwise what is sent this way is held; `lost`: it is
+    /// lost at the end, not delivered.
     Partition {
         ways: Ways,
         cut: bool,

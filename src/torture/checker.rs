@@ -234,8 +234,8 @@ impl Owners {
             Outcome::Refused | Outcome::Unknown => return,
         };
         let free = |entry: &&usize| self.of_entry[**entry].is_none();
-        let fits = |entry: &&usize| free(entry) && replayed.answers[**entry] == said;
-        let like = candidates.as_ref().and_then(|all| all.by_revision.get(&call.revision()));
+        let fits = |entry: &&usize| free(entry) && agrees(&said, &replayed.answers[**entry]);
+        let like = candidates.as_ref().and_then(|all| all.by_revision.get(&placed(&said)));
         let fitting = like.and_then(|like| like.iter().find(fits)).copied();
         let any = match fitting {
             Some(entry) => Some(entry),
@@ -256,11 +256,31 @@ impl Owners {
     }
 }
 
+<<<<<<< HEAD
+=======
+/// The revision that tells where an answer belongs.
+fn placed(answer: &Result<Response, Answer>) -> Option<i64> {
+    match answer {
+        // etcd reads it when it answers, and others may have written since.
+        Ok(Response::Compact(_)) | Err(_) => None,
+        Ok(response) => Some(response.revision()),
+    }
+}
+
+/// Whether an answer is the model's.
+fn agrees(said: &Result<Response, Answer>, model: &Result<Response, Answer>) -> bool {
+    match (said, model) {
+        (Ok(said @ Response::Compact(_)), Ok(model @ Response::Compact(_))) => said.revision() >= model.revision(),
+        _ => said == model,
+    }
+}
+
+>>>>>>> torture
 /// The log entries that are one request.
 #[derive(Default)]
 struct Candidates {
     all: Vec<usize>,
-    /// By the revision of their answers, `None` for errors: an answer need not be held against all of them.
+    /// By `placed`: an answer need not be held against all of them.
     by_revision: HashMap<Option<i64>, Vec<usize>>,
     /// Those before it in `all` are taken.
     taken: usize,
@@ -269,8 +289,7 @@ struct Candidates {
 impl Candidates {
     fn add(&mut self, entry: usize, replayed: &Replayed) {
         self.all.push(entry);
-        let revision = replayed.answers[entry].as_ref().ok().map(Response::revision);
-        self.by_revision.entry(revision).or_default().push(entry);
+        self.by_revision.entry(placed(&replayed.answers[entry])).or_default().push(entry);
     }
 
     fn first_free(&mut self, owners: &[Option<usize>]) -> Option<usize> {

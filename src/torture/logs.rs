@@ -74,7 +74,8 @@ fn logged(entry: Entry) -> Logged {
     let internal = InternalRaftRequest::decode(entry.data).ok().filter(|_| entry.r#type == 0);
     let request = internal.and_then(|internal| {
         let write = internal.put.map(Request::Put).or(internal.delete_range.map(Request::DeleteRange));
-        write.or(internal.txn.map(Request::Txn)).or(internal.compaction.map(Request::Compact))
+        let lease = internal.lease_grant.map(Request::LeaseGrant).or(internal.lease_revoke.map(Request::LeaseRevoke));
+        write.or(internal.txn.map(Request::Txn)).or(internal.compaction.map(Request::Compact)).or(lease)
     });
     let request = request.map(|mut request| {
         values::in_request(&mut request, values::short);

@@ -158,6 +158,13 @@ impl Member {
         self.turn(State::Running, State::Paused, Signal::SIGSTOP)
     }
 
+    /// It does nothing any more; its end must follow.
+    pub fn freeze(&self) {
+        if let Some(process) = self.process.as_ref().filter(|_| self.volume.is_some() && !self.dark) {
+            process.signal(Signal::SIGSTOP);
+        }
+    }
+
     pub fn resume(&mut self) -> bool {
         self.turn(State::Paused, State::Running, Signal::SIGCONT)
     }

@@ -59,8 +59,8 @@ const STATUS_MAX: Duration = Duration::from_millis(500);
 /// Longest that the cluster may need to serve for the first time, and again when all faults are over. Long, because
 /// machines that torture are busy; a cluster that is well does not wait for it.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The same after an interruption: somebody waits.
-const PATIENCE_INTERRUPTED: Duration = Duration::from_secs(15);
+/// The same after an interruption, when somebody waits, and after a finding, when a majority may be gone for good.
+const PATIENCE_SHORT: Duration = Duration::from_secs(15);
 /// New ports are tried so often when somebody else was quicker.
 const STARTS_MAX: u32 = 3;
 /// Every such client talks to all members in turn.
@@ -282,6 +282,9 @@ impl Runner {
             return self.wire();
         }
         // All at the same moment, as near as can be.
+        if strike.what == What::PowerCut {
+            hit.iter().for_each(|at| self.members[*at].freeze());
+        }
         for at in hit {
             let undo = self.hurt(at, strike.what);
             self.pending.extend(undo.map(|undo| Pending { due: until, undo }));
@@ -381,17 +384,22 @@ impl Runner {
         let size = self.members.len();
         self.network.set(|from, to| {
             let mut wire = Wire { resets: self.resets[from * size + to], ..Wire::default() };
-            for trouble in self.troubles.iter() {
+            for trouble in &self.troubles {
                 let (out, into) = (trouble.inside[from], trouble.inside[to]);
                 // A fault of all members is one of every link.
                 let all = trouble.inside.iter().all(|inside| *inside);
                 match trouble.what {
-                    What::Partition { ways: Ways::Both, cut, .. } if all || out != into => {
+                    What::Partition { ways, cut, .. }
+                        if all
+                            || match ways {
+                                Ways::Both => out != into,
+                                Ways::Out => out && !into,
+                                Ways::In => !out && into,
+                            } =>
+                    {
                         wire.cut |= cut;
                         wire.held |= !cut;
                     }
-                    What::Partition { ways: Ways::Out, .. } if all || (out && !into) => wire.held = true,
-                    What::Partition { ways: Ways::In, .. } if all || (!out && into) => wire.held = true,
                     What::Delay { millis } if all || out != into => {
                         wire.delay = wire.delay.max(Duration::from_millis(millis));
                     }
@@ -443,7 +451,7 @@ impl Runner {
     /// Waits until every member answers a linearizable read and a write; not doing so in time is a finding.
     async fn settle(&mut self) -> bool {
         let had_findings = !self.run.findings.is_empty();
-        let patience = if self.run.interrupted { PATIENCE_INTERRUPTED } else { PATIENCE };
+        let patience = if self.run.interrupted || had_findings { PATIENCE_SHORT } else { PATIENCE };
         let deadline = Instant::now() + patience;
         let mut probe = Workload::new(self.setup.clients, self.setup.seed, self.setup.keys, false);
         let mut served = vec![false; self.members.len()];
@@ -451,10 +459,10 @@ impl Runner {
             // Restarts that were still under way.
             self.undo_due(Instant::now());
             self.look();
-            for at in 0..self.members.len() {
-                if !served[at] && self.members[at].state == State::Running {
+            for (served, member) in served.iter_mut().zip(&self.members) {
+                if !*served && member.state == State::Running {
                     let put = Request::Put(probe.put());
-                    served[at] = serves(&self.members[at].endpoint(), &self.record, put).await;
+                    *served = serves(&member.endpoint(), &self.record, put).await;
                 }
             }
             if served.iter().all(|served| *served) {
@@ -532,11 +540,11 @@ impl Runner {
     /// SIGTERM for all: none may hang.
     async fn stop(&mut self) {
         self.watcher.abort();
-        for member in &mut self.members {
-            member.resume();
-            member.stop();
-        }
         while self.members.iter().any(|member| member.state != State::Down) {
+            for member in &mut self.members {
+                member.resume();
+                member.stop();
+            }
             self.look();
             tokio::time::sleep(TICK).await;
         }

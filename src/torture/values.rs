@@ -57,9 +57,9 @@ pub fn in_request(request: &mut Request, change: fn(&Bytes) -> Bytes) {
         }
         Request::DeleteRange(_)
         | Request::Compact(_)
+        | Request::Range(_)
         | Request::LeaseGrant(_)
-        | Request::LeaseRevoke(_)
-        | Request::Range(_) => {}
+        | Request::LeaseRevoke(_) => {}
     }
 }
 

@@ -188,6 +188,7 @@ mod tests {
                 Request::Range(range) if range.serializable => "serializable",
                 Request::Range(range) if range.revision > 0 => "old",
                 Request::Range(_) => "range",
+                Request::LeaseGrant(_) | Request::LeaseRevoke(_) => "lease",
             })
             .collect();
         assert_eq!(kinds.len(), 7, "{kinds:?}");

@@ -17,6 +17,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use prost::Message;
 use quorate::disk::real::RealDisk;
+use quorate::faults::network::Network;
 use quorate::proto::etcdserverpb::HashKvRequest;
 use quorate::proto::etcdserverpb::HashKvResponse;
 use quorate::proto::etcdserverpb::MoveLeaderRequest;
@@ -229,6 +230,25 @@ impl Cluster {
         }
         text
     }
+}
+
+/// Three members of ours, each reached by its peers through a relay of its own.
+pub async fn relayed(extra: &[&str]) -> (Cluster, Network) {
+    let mut cluster = Cluster::prepare(&[Program::Ours, Program::Ours, Program::Ours], extra);
+    let ports: Vec<(u16, u16)> = cluster.members.iter().map(|member| (free_port(), member.peer_port)).collect();
+    let initial: Vec<String> =
+        cluster.members.iter().zip(&ports).map(|(member, (relay, _))| initial_entry(member.number, *relay)).collect();
+    let network = Network::start(&ports).await.expect("free ports");
+    for (member, (relay, _)) in cluster.members.iter_mut().zip(&ports) {
+        member.set_arg("--initial-advertise-peer-urls", &format!("http://127.0.0.1:{relay}"));
+        member.set_arg("--initial-cluster", &initial.join(","));
+        member.start();
+    }
+    cluster.wait_ready().await;
+    for (at, member) in cluster.members.iter().enumerate() {
+        network.name(at, member.id().await);
+    }
+    (cluster, network)
 }
 
 /// A failed test leaves its files for whoever looks for the cause.

@@ -4,12 +4,15 @@
 //! member and all members hash alike.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use quorate::faults::network::Link;
 use quorate::proto::etcdserverpb::CompactionRequest;
 use quorate::proto::etcdserverpb::RangeRequest;
 use quorate::proto::etcdserverpb::kv_client::KvClient;
@@ -18,8 +21,7 @@ use tokio::task::JoinHandle;
 use crate::cluster::Cluster;
 use crate::cluster::channel;
 use crate::cluster::put;
-use crate::relay::Relay;
-use crate::relay::relayed;
+use crate::cluster::relayed;
 use crate::support::eventually;
 
 /// Writes unique keys through any member, going to the next after an error, until stopped.
@@ -250,11 +252,11 @@ async fn b22_a_paused_leader_never_serves_what_is_no_longer_true() {
 /// Two times: no wire at all until everybody noticed, then all of them back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_network_goes_away_and_comes_back() {
-    let (cluster, relays) = relayed(&["--heartbeat-interval", "50", "--election-timeout", "500"]).await;
+    let (cluster, network) = relayed(&["--heartbeat-interval", "50", "--election-timeout", "500"]).await;
     for round in 0..2 {
         let writer = Writer::start(&format!("net{round}"), &cluster);
         writer.progress(30).await;
-        relays.iter().for_each(Relay::cut);
+        network.set(|_, _| Link { cut: true, ..Link::default() });
         eventually("nobody to lead", async || {
             for member in &cluster.members {
                 let status = member.status().await.map_err(|status| status.to_string())?;
@@ -265,7 +267,7 @@ async fn the_network_goes_away_and_comes_back() {
             Ok(())
         })
         .await;
-        relays.iter().for_each(Relay::mend);
+        network.heal();
         writer.progress(60).await;
         let acknowledged = writer.finish().await;
         check(&cluster, &format!("net{round}"), &acknowledged).await;
@@ -275,16 +277,37 @@ async fn the_network_goes_away_and_comes_back() {
 /// Its peers cannot reach the leader any more, though it still reaches them: the others go on, and so does it later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_nobody_reaches_stands_in_nobodys_way() {
-    let (cluster, relays) = relayed(&["--heartbeat-interval", "50", "--election-timeout", "500"]).await;
+    let (cluster, network) = relayed(&["--heartbeat-interval", "50", "--election-timeout", "500"]).await;
     for round in 0..3 {
         let leader = cluster.leader().await;
         let writer = Writer::start(&format!("half{round}"), &cluster);
         writer.progress(30).await;
-        relays[leader].cut();
+        network.set(|_, to| Link { cut: to == leader, ..Link::default() });
         writer.progress(100).await;
-        relays[leader].mend();
+        network.heal();
         writer.progress(30).await;
         let acknowledged = writer.finish().await;
         check(&cluster, &format!("half{round}"), &acknowledged).await;
     }
+}
+
+/// B29: killed at every stage of coming back, from the first instruction to writes under way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crash_upon_crash_of_all_members_and_it_still_serves() {
+    let mut cluster = Cluster::ours(3, &["--snapshot-count", "50", "--snapshot-catchup-entries", "20"]).await;
+    let writer = Writer::start("crash", &cluster);
+    writer.progress(30).await;
+    for round in 0..20 {
+        tokio::time::sleep(Duration::from_millis(round * 50)).await;
+        cluster.members.iter().for_each(|member| member.signal(Signal::SIGKILL));
+        for member in &mut cluster.members {
+            let status = member.wait_exit();
+            assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{} ended by itself: {status}", member.name);
+            member.start();
+        }
+    }
+    cluster.wait_ready().await;
+    writer.progress(30).await;
+    let acknowledged = writer.finish().await;
+    check(&cluster, "crash", &acknowledged).await;
 }

@@ -43,8 +43,12 @@ fn made(call: &Operation) -> Option<i64> {
             let Request::Txn(request) = &call.request else { return None };
             puts(request, txn.succeeded).next().map(|_| response.revision())
         }
+<<<<<<< HEAD
         // A revoke does not say whether the lease had keys.
         Response::Compact(_) | Response::LeaseGrant(_) | Response::LeaseRevoke(_) | Response::Range(_) => None,
+=======
+        Response::Compact(_) | Response::Range(_) | Response::LeaseGrant(_) | Response::LeaseRevoke(_) => None,
+>>>>>>> torture
     }
 }
 
@@ -116,11 +120,15 @@ fn contents(operations: &[Operation]) -> Vec<String> {
                     puts(txn, branch).for_each(|(key, value)| note(key, value, succeeded == Some(branch)));
                 }
             }
+<<<<<<< HEAD
             Request::DeleteRange(_)
             | Request::Compact(_)
             | Request::LeaseGrant(_)
             | Request::LeaseRevoke(_)
             | Request::Range(_) => {}
+=======
+            _ => {}
+>>>>>>> torture
         }
     }
     let mut seen: HashMap<(Bytes, i64), KeyValue> = HashMap::new();
@@ -153,7 +161,7 @@ fn contents(operations: &[Operation]) -> Vec<String> {
 /// A key that a full read shows in an older state than its last acknowledged write at that time.
 fn missing(at: usize, response: &RangeResponse, written: &BTreeMap<(Bytes, i64), Bytes>) -> Vec<String> {
     let revision = response.header.as_ref().map_or(0, |header| header.revision);
-    let older = response.kvs.iter().filter_map(|kv| {
+    let older = response.kvs.iter().filter(|kv| kv.mod_revision < revision).filter_map(|kv| {
         let from = (kv.key.clone(), kv.mod_revision + 1);
         let newer = written.range(from..=(kv.key.clone(), revision)).next_back()?;
         Some(format!("operation {at} read {kv:?} although revision {} had been acknowledged", newer.0.1))
