@@ -38,6 +38,8 @@ pub enum Fault {
     CheckpointError,
     /// Nothing reaches a member for a while, and nothing is lost: it all comes afterwards, bit by bit.
     Clog,
+    /// The leader stands still until another one leads, wakes up among acknowledgements of long ago, and is asked at once.
+    StaleLeader,
     /// A clock runs at another pace from now on.
     ClockSkew,
     /// The membership changes.
@@ -62,13 +64,14 @@ impl Fault {
             Fault::Transfer => "leader transfers",
             Fault::CheckpointError => "checkpoint errors",
             Fault::Clog => "clogged links",
+            Fault::StaleLeader => "leaders put to sleep",
             Fault::ClockSkew => "clock skews",
             Fault::Reconfigure => "membership changes asked for",
         }
     }
 }
 
-const ALL: [Fault; 17] = [
+const ALL: [Fault; 18] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::Blackout,
@@ -84,6 +87,7 @@ const ALL: [Fault; 17] = [
     Fault::Transfer,
     Fault::CheckpointError,
     Fault::Clog,
+    Fault::StaleLeader,
     Fault::ClockSkew,
     Fault::Reconfigure,
 ];

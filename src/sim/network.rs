@@ -64,8 +64,10 @@ impl Network {
         self.clogs.insert(to, free_at);
     }
 
-    pub fn clogged_until(&self, to: u64, now: Micros) -> Option<Micros> {
-        self.clogs.get(&to).copied().filter(|free_at| *free_at > now)
+    /// Until when a link is held up: by its clog, and then by what the clog held up, for links keep their order.
+    pub fn held_until(&self, from: u64, to: u64, now: Micros) -> Option<Micros> {
+        let clog = self.clogs.get(&to).into_iter().chain(self.lines.get(&(from, to)));
+        clog.copied().max().filter(|free_at| *free_at > now)
     }
 
     /// When a message that was held up goes on: behind those before it.

@@ -67,6 +67,13 @@ enum Event {
     Fault,
     /// Somebody looks which members came and went.
     Operator,
+    /// A member's process stands still.
+    Sleep {
+        member: usize,
+        resumes: Micros,
+    },
+    /// Clients turn to this member.
+    Rush(usize),
     HealCuts,
     HealWeather,
 }
@@ -278,6 +285,9 @@ impl World {
             Event::Patience { client, call } => self.lose_patience(client, call),
             Event::Fault => self.fault(),
             Event::Operator => return self.operate(),
+            Event::Sleep { member, resumes } if !self.calm => self.slots[member].paused_until = resumes,
+            Event::Sleep { .. } => {}
+            Event::Rush(member) => self.rush(member),
             Event::HealCuts => self.network.heal_cuts(),
             Event::HealWeather => self.network.heal_weather(),
         }

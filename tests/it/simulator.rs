@@ -25,8 +25,8 @@ const SEED: &str = "QUORATE_SIM_SEED";
 const SEEDS: &str = "QUORATE_SIM_SEEDS";
 /// On how many threads.
 const JOBS: &str = "QUORATE_SIM_JOBS";
-/// Some hundred cluster-seconds.
-const SEEDS_DEFAULT: u64 = 36;
+/// About 1,300 cluster-seconds: half a minute of CPU in a debug build.
+const SEEDS_DEFAULT: u64 = 120;
 /// A long run says how far it is after so many.
 const PROGRESS_SEEDS: u64 = 1000;
 /// Seeds that are run twice.

@@ -198,7 +198,7 @@ impl World {
         let Parcel { message, image, freed } = parcel;
         let (from, to) = (message.from, message.to);
         let member = self.slot_of(to);
-        if let Some(free_at) = self.network.clogged_until(to, self.now).filter(|_| !freed) {
+        if let Some(free_at) = self.network.held_until(from, to, self.now).filter(|_| !freed) {
             // In their order, but not at once: what was sent long ago is heard long before what came after it.
             let gap = 1 + self.dice.below(self.network.trickle);
             let time = self.network.next_in_line(from, to, free_at, gap);

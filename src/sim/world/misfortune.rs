@@ -86,6 +86,7 @@ impl World {
                 self.network.trickle = self.dice.pick(&[500, 20_000, 150_000]);
                 self.network.clog(victim as u64 + 1, free_at);
             }
+            Fault::StaleLeader => self.stale_leader(victim),
             Fault::ClockSkew => self.slots[victim].tick = self.dice.pick(&[TICK / 2, TICK * 4 / 5, TICK, TICK * 3 / 2]),
             Fault::Reconfigure => self.reconfigure(),
             Fault::OneWayCut => {
@@ -118,6 +119,33 @@ impl World {
                 }
             }
             Fault::Kill => {}
+        }
+    }
+
+    /// What an operator does with SIGSTOP and SIGCONT (B22): what was on its way to the leader is still there when it wakes
+    /// up, and comes before the news of its successor.
+    fn stale_leader(&mut self, victim: usize) {
+        let leader = self.leader().unwrap_or(victim);
+        // Deaf first, for less than it takes to notice: members answer it, and all of that is to come.
+        let sleeps = self.now + 50_000 + self.dice.below(SECOND / 2);
+        let resumes = sleeps + 3 * SECOND / 2 + self.dice.below(5 * SECOND / 2);
+        self.network.trickle = self.dice.pick(&[5_000, 30_000, 100_000]);
+        let free_at = resumes + self.dice.below(SECOND / 10);
+        self.network.clog(leader as u64 + 1, free_at);
+        self.at(self.now, Event::Rush(leader));
+        self.at(sleeps, Event::Sleep { member: leader, resumes });
+        self.at(resumes - 1, Event::Rush(leader));
+    }
+
+    /// Clients turn to a member.
+    pub(super) fn rush(&mut self, member: usize) {
+        for client in 0..self.clients.len() {
+            if self.slots[member].stage == Stage::Member && self.dice.chance(40) {
+                if let Some(operation) = self.clients[client].call.as_ref().map(|call| call.operation) {
+                    self.lose_patience(client, operation);
+                }
+                self.clients[client].target = member;
+            }
         }
     }
 
