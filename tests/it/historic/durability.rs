@@ -215,7 +215,7 @@ fn with_bad_pages(whole: &[u8], seed: u64) -> Vec<u8> {
     let mut page = if seed == 0 { 0 } else { pages[seed as usize * 7 % pages.len()] };
     for round in 0..3 {
         let bytes = &mut content[page * PAGE_BYTES..][..PAGE_BYTES];
-        match (seed + round) % 2 == 0 {
+        match (seed + round).is_multiple_of(2) {
             true => bytes.fill(0),
             false => bytes[random.below(PAGE_BYTES as u64) as usize] ^= 0x10,
         }
@@ -239,8 +239,8 @@ fn with_another_digit(whole: &[u8], key: usize) -> Vec<u8> {
     content
 }
 
-/// Starts the member with this in the place of its database. True if it refused or gave up with a sentence that names the
-/// file; else everything that it says must be right.
+/// Starts the member with this in the place of its database. True if it refused or gave up with a sentence that names
+/// the file; else everything that it says must be right.
 async fn notices_damage(member: &mut Member, content: &[u8], what: &str) -> bool {
     // The log is as it was left: a log from a copy would lack what this member has promised since.
     std::fs::write(member.data_dir.join(DATABASE), content).expect("a file of ours");

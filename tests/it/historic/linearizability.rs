@@ -129,9 +129,9 @@ async fn b27_no_append_is_doubled_when_members_are_killed() {
     let mut cluster = Cluster::ours(3, &["--heartbeat-interval", "50", "--election-timeout", "500"]).await;
     let stop = Arc::new(AtomicBool::new(false));
     let appenders: Vec<Appender> = (0..6).map(|number| Appender::start(number, &cluster, &stop)).collect();
-    for round in 0..6 {
+    for round in 0_usize..6 {
         until_all_got_on(&appenders, 10).await;
-        let victim = if round % 2 == 0 { cluster.leader().await } else { round % 3 };
+        let victim = if round.is_multiple_of(2) { cluster.leader().await } else { round % 3 };
         cluster.members[victim].kill();
         cluster.members[victim].start();
         cluster.members[victim].wait_ready().await;

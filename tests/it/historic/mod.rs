@@ -30,6 +30,7 @@
 //! | B15 | `b15_length_without_body_is_torn` (raft/wal/tests/damage.rs) |
 //! | B16 | `b16_all_members_lose_their_power_at_once_and_no_acknowledged_write` (durability.rs) |
 //! | B17 | `b17_a_full_disk_ends_the_process_and_space_brings_it_back` (it/contract.rs) |
+//! | B17 | `b17_first_error_stops_the_log_for_good` (raft/wal/tests/round_trip.rs) |
 //! | B18 | `b18_a_missing_record_is_damage` (mvcc/tests/restart.rs) |
 //! | B19 | `b19_damaged_pages_are_noticed_and_never_served` (durability.rs) |
 //! | B19 | To be taken in again by the peers it must be removed and added: that comes with the membership calls |

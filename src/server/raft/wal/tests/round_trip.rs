@@ -163,8 +163,10 @@ fn install_survives_the_release_of_what_it_replaced() {
     assert_eq!((recovered.base.index, recovered.entries.len()), (131, 0), "the oldest entry left is the base");
 }
 
+/// B17, etcd 2819, in the log: the disk is full in the middle of an append. Nothing is acknowledged any more, nothing
+/// more is written, and with space again the log is read as far as it was acknowledged and goes on.
 #[test]
-fn first_error_stops_the_log_for_good() {
+fn b17_first_error_stops_the_log_for_good() {
     const EIO: i32 = 5;
     const ENOSPC: i32 = 28;
     for errno in [EIO, ENOSPC] {
@@ -181,7 +183,7 @@ fn first_error_stops_the_log_for_good() {
             assert_eq!(wal.save_snapshot(&snapshot(2, 1)).unwrap_err().to_string(), first);
             assert_eq!(wal.release_to(2).unwrap_err().to_string(), first);
             assert_eq!(disk.operations(), operations, "the disk is left alone");
-            // After space returns the member starts clean, with all that was acknowledged (etcd 2819).
+            // After space returns the member starts clean, with all that was acknowledged.
             let (mut wal, recovered) = open(&disk, LARGE).unwrap();
             assert_eq!(recovered.entries[..3], entries(1..=3, 1));
             let next = recovered.last_index() + 1;
