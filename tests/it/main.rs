@@ -22,6 +22,7 @@ mod real_clients;
 mod recorded;
 mod relay;
 mod simulator;
+mod sockets;
 mod supervisor;
 mod support;
 mod tidy;
