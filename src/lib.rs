@@ -33,6 +33,8 @@ pub mod client;
 pub mod common;
 pub mod ctl;
 pub mod disk;
+#[cfg(test)]
+mod fuzz;
 pub mod program;
 pub mod proto;
 pub mod server;
