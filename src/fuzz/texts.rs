@@ -90,19 +90,19 @@ fn urls_and_clusters() {
     });
 }
 
-/// Words are separated by zeros.
+/// Words are separated by line ends.
 fn words(input: &[u8]) -> Vec<Vec<u8>> {
-    input.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
+    input.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect()
 }
 
 #[test]
 fn command_lines_of_a_member() {
     let valid = [
-        "--name\0m1\0--data-dir=/d\0-heartbeat-interval\0100\0--election-timeout\01000",
-        "--listen-client-urls\0http://127.0.0.1:1\0--advertise-client-urls\0http://127.0.0.1:1",
-        "--initial-cluster\0m1=http://h:1\0--initial-advertise-peer-urls=http://h:1\0--feature-gates\0AllAlpha=true",
-        "--auto-compaction-retention\010m\0--auto-compaction-mode=periodic\0--log-format\0console\0--pre-vote=false",
-        "\u{2013}name\0x\0--quota-backend-bytes=-1\0--cors\0*,h",
+        "--name\nm1\n--data-dir=/d\n-heartbeat-interval\n100\n--election-timeout\n1000",
+        "--listen-client-urls\nhttp://127.0.0.1:1\n--advertise-client-urls\nhttp://127.0.0.1:1",
+        "--initial-cluster\nm1=http://h:1\n--initial-advertise-peer-urls=http://h:1\n--feature-gates\nAllAlpha=true",
+        "--auto-compaction-retention\n10m\n--auto-compaction-mode=periodic\n--log-format\nconsole\n--pre-vote=false",
+        "\u{2013}name\nx\n--quota-backend-bytes=-1\n--cors\n*,h",
     ];
     fuzz("fuzz::texts::command_lines_of_a_member", &corpus(&valid), |input| {
         let all: Vec<OsString> = words(input).into_iter().map(OsString::from_vec).collect();
@@ -117,7 +117,7 @@ fn command_lines_of_a_member() {
 #[test]
 fn command_lines_of_the_supervisor() {
     let valid =
-        ["-f\0Procfile\0-p\08555\0start\0web", "--basedir=/x\0-exit-on-error\0check", "-set-ports=false\0run\0list"];
+        ["-f\nProcfile\n-p\n8555\nstart\nweb", "--basedir=/x\n-exit-on-error\ncheck", "-set-ports=false\nrun\nlist"];
     fuzz("fuzz::texts::command_lines_of_the_supervisor", &corpus(&valid), |input| {
         let all: Vec<String> = words(input).iter().map(|word| text(word)).collect();
         let _ = Flags::parse(&all, Some("8555"));
@@ -129,10 +129,10 @@ fn command_lines_of_the_supervisor() {
 fn command_lines_of_the_client() {
     let commands = [&crate::ctl::put::COMMAND, &crate::ctl::get::COMMAND, &crate::ctl::del::COMMAND];
     let valid = [
-        "--prefix\0key\0--limit=5\0--rev\07",
-        "key\0value\0--prev-kv\0--lease=7b",
-        "-w\0json\0--\0--key",
-        "--order=DESCEND\0a\0b",
+        "--prefix\nkey\n--limit=5\n--rev\n7",
+        "key\nvalue\n--prev-kv\n--lease=7b",
+        "-w\njson\n--\n--key",
+        "--order=DESCEND\na\nb",
     ];
     fuzz("fuzz::texts::command_lines_of_the_client", &corpus(&valid), |input| {
         let all: Vec<Bytes> = words(input).into_iter().map(Bytes::from).collect();
