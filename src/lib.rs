@@ -35,6 +35,8 @@ pub mod common;
 pub mod ctl;
 pub mod disk;
 pub mod faults;
+#[cfg(test)]
+mod fuzz;
 pub mod program;
 pub mod proto;
 pub mod server;

@@ -78,11 +78,7 @@ impl Direct {
             let uri = Uri::builder().scheme("http").authority(parsed.authority()).path_and_query(path).build();
             uri.map_err(|error| format!("{endpoint}: {error}"))
         };
-<<<<<<< HEAD
-        let targets = Targets {
-=======
         let targets = Arc::new(Targets {
->>>>>>> torture
             put: target("KV/Put")?,
             range: target("KV/Range")?,
             txn: target("KV/Txn")?,
@@ -90,11 +86,7 @@ impl Direct {
             compact: target("KV/Compact")?,
             lease_grant: target("Lease/LeaseGrant")?,
             lease_revoke: target("Lease/LeaseRevoke")?,
-<<<<<<< HEAD
-        };
-=======
         });
->>>>>>> torture
         let socket = parsed.dial().await?;
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(WINDOW_BYTES)

@@ -256,8 +256,6 @@ impl Owners {
     }
 }
 
-<<<<<<< HEAD
-=======
 /// The revision that tells where an answer belongs.
 fn placed(answer: &Result<Response, Answer>) -> Option<i64> {
     match answer {
@@ -275,7 +273,6 @@ fn agrees(said: &Result<Response, Answer>, model: &Result<Response, Answer>) -> 
     }
 }
 
->>>>>>> torture
 /// The log entries that are one request.
 #[derive(Default)]
 struct Candidates {

@@ -184,7 +184,6 @@ mod tests {
                 Request::DeleteRange(_) => "delete",
                 Request::Txn(_) => "txn",
                 Request::Compact(_) => "compact",
-                Request::LeaseGrant(_) | Request::LeaseRevoke(_) => "lease",
                 Request::Range(range) if range.serializable => "serializable",
                 Request::Range(range) if range.revision > 0 => "old",
                 Request::Range(_) => "range",

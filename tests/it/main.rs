@@ -21,6 +21,7 @@ mod personality;
 mod real_clients;
 mod recorded;
 mod simulator;
+mod sockets;
 mod supervisor;
 mod support;
 mod tidy;

@@ -32,6 +32,7 @@ pub mod socket;
 mod fake;
 #[cfg(test)]
 mod tests;
+pub mod unsent;
 
 use tonic::Status;
 

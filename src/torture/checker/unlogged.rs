@@ -43,12 +43,7 @@ fn made(call: &Operation) -> Option<i64> {
             let Request::Txn(request) = &call.request else { return None };
             puts(request, txn.succeeded).next().map(|_| response.revision())
         }
-<<<<<<< HEAD
-        // A revoke does not say whether the lease had keys.
-        Response::Compact(_) | Response::LeaseGrant(_) | Response::LeaseRevoke(_) | Response::Range(_) => None,
-=======
         Response::Compact(_) | Response::Range(_) | Response::LeaseGrant(_) | Response::LeaseRevoke(_) => None,
->>>>>>> torture
     }
 }
 
@@ -120,15 +115,7 @@ fn contents(operations: &[Operation]) -> Vec<String> {
                     puts(txn, branch).for_each(|(key, value)| note(key, value, succeeded == Some(branch)));
                 }
             }
-<<<<<<< HEAD
-            Request::DeleteRange(_)
-            | Request::Compact(_)
-            | Request::LeaseGrant(_)
-            | Request::LeaseRevoke(_)
-            | Request::Range(_) => {}
-=======
             _ => {}
->>>>>>> torture
         }
     }
     let mut seen: HashMap<(Bytes, i64), KeyValue> = HashMap::new();

@@ -78,7 +78,7 @@ pub fn of_compaction(local: MemberId, own: &HashValue, heard: &[(MemberId, Heard
             _ => verdict.note(*member, &own, heard),
         }
     }
-    let majority = (heard.len() + 1) / 2 + 1;
+    let majority = (heard.len() + 1).div_euclid(2) + 1;
     if let ([members], true) = (&holders.values().collect::<Vec<_>>()[..], holders.len() == 1) {
         verdict.equal.extend(members.iter().filter(|member| **member != local));
         return verdict;
@@ -165,7 +165,7 @@ mod tests {
     fn nobody_can_be_ahead_of_the_leader() {
         let own = answer(7, 4).expect("an answer");
         let ahead = Ok(HashKv { revision: 11, ..own });
-        assert_eq!(ids(&periodic(&own, (10, 4), &heard(&[ahead.clone()]))), (vec![], vec![], vec![2]));
+        assert_eq!(ids(&periodic(&own, (10, 4), &heard(std::slice::from_ref(&ahead)))), (vec![], vec![], vec![2]));
         assert_eq!(ids(&periodic(&own, (11, 4), &heard(&[ahead]))), (vec![2], vec![], vec![]));
         assert_eq!(ids(&periodic(&own, (9, 4), &heard(&[answer(7, 5)]))), (vec![], vec![], vec![2]));
         assert_eq!(ids(&periodic(&own, (9, 5), &heard(&[answer(7, 5)]))), (vec![], vec![2], vec![]));
