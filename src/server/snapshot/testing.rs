@@ -56,7 +56,7 @@ pub fn records(seed: &mut Seed, count: usize, value_bytes_max: u64) -> Vec<Recor
                 mod_revision: revision.main,
                 version: 1 + seed.below(300) as i64,
                 value: seed.bytes(value_bytes),
-                lease: if seed.below(2) == 0 { 0 } else { seed.next() as i64 },
+                lease: if seed.below(2) == 0 { 0 } else { seed.roll() as i64 },
             }
         };
         records.push(Record { revision, tombstone, kv });
