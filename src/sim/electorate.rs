@@ -31,6 +31,9 @@ struct Elector {
     urls: Vec<String>,
 }
 
+/// Id, whether it is a learner, peer addresses.
+pub type Listed = (u64, bool, Vec<String>);
+
 /// Members after some entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Electorate {
@@ -95,8 +98,8 @@ impl Electorate {
         ConfState { voters: self.ids(false), learners: self.ids(true), ..ConfState::default() }
     }
 
-    /// (id, whether it is a learner, peer addresses) of all members, and the removed ids; ascending.
-    pub fn listed(&self) -> (Vec<(u64, bool, Vec<String>)>, Vec<u64>) {
+    /// All members, and the removed ids; ascending.
+    pub fn listed(&self) -> (Vec<Listed>, Vec<u64>) {
         let members = self.members.iter().map(|(id, elector)| (*id, elector.is_learner, elector.urls.clone()));
         (members.collect(), self.removed.iter().copied().collect())
     }
