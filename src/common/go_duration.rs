@@ -123,6 +123,16 @@ mod tests {
     }
 
     #[test]
+    fn fractions_are_read_to_the_nanosecond() {
+        for (text, nanos) in
+            [("0.126614242s", 126_614_242), ("0.507069464s", 507_069_464), ("1.000000003s", 1_000_000_003)]
+        {
+            assert_eq!(parse(text), Ok(Duration::from_nanos(nanos)), "{text}");
+        }
+        assert_eq!(parse_signed("-9223372036854775808ns"), Ok(i64::MIN));
+    }
+
+    #[test]
     fn go_forms_are_written() {
         let check = |nanos: u64, text: &str| assert_eq!(format(Duration::from_nanos(nanos)), text);
         check(0, "0s");
