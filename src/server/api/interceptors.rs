@@ -33,6 +33,7 @@ use crate::server::api::metrics::GrpcMetrics;
 use crate::server::api::metrics::MethodMetrics;
 use crate::server::api::not_served;
 use crate::server::api::services::Services;
+use crate::server::api::unary::Reply;
 
 /// The gRPC side of the client port.
 pub struct GrpcServer {
@@ -82,7 +83,7 @@ impl GrpcServer {
         request: Request<B>,
         method: &Method,
         metrics: &Arc<MethodMetrics>,
-    ) -> Result<(Response<Body>, Ending), Status>
+    ) -> Result<(Response<Reply>, Ending), Status>
     where
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
@@ -127,7 +128,7 @@ impl GrpcServer {
     /// The response with a body that counts and can end the call.
     fn watch(
         &self,
-        response: Response<Body>,
+        response: Response<Reply>,
         ending: Ending,
         mut outcome: Outcome,
         metrics: Arc<MethodMetrics>,
@@ -137,7 +138,7 @@ impl GrpcServer {
         self.log_slow(method, start.elapsed());
         if response.headers().contains_key("grpc-status") {
             outcome.tell(code_of(response.headers()));
-            return response;
+            return response.map(Body::new);
         }
         let sent_bytes = self.metrics.sent_bytes.clone();
         response.map(|body| Body::new(ResponseBody::new(body, outcome, ending, metrics, sent_bytes)))

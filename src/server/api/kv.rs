@@ -104,10 +104,9 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| Err(Answer::Other("the read panicked".to_owned())))
 }
 
-#[tonic::async_trait]
-impl Kv for KvService {
-    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        let request = request.into_inner();
+/// The unary calls, as both the plain way (`unary`) and the gRPC library call them.
+impl KvService {
+    pub async fn answer_range(&self, request: RangeRequest) -> Result<RangeResponse, Status> {
         if self.backend.is_learner() && !request.serializable {
             return Err(Answer::NotSupportedForLearner.into());
         }
@@ -115,7 +114,51 @@ impl Kv for KvService {
         let start = Instant::now();
         let result = self.read(request).await;
         self.metrics.observe_range(start.elapsed(), result.is_ok());
-        Ok(Response::new(result?))
+        Ok(result?)
+    }
+
+    pub async fn answer_put(&self, request: PutRequest) -> Result<PutResponse, Status> {
+        let start = Instant::now();
+        // The quota comes before the shape (server.md 6.4).
+        self.backend.check_quota(quota::put_cost(&request)).await?;
+        check::put(&request)?;
+        let result = self.backend.put(request).await;
+        self.metrics.observe("Put", start.elapsed(), result.is_ok());
+        let mut response = result?;
+        response.header = header::complete(&*self.backend, response.header);
+        Ok(response)
+    }
+
+    pub async fn answer_delete_range(&self, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, Status> {
+        check::delete_range(&request)?;
+        let start = Instant::now();
+        let result = self.backend.delete_range(request).await;
+        self.metrics.observe("DeleteRange", start.elapsed(), result.is_ok());
+        let mut response = result?;
+        response.header = header::complete(&*self.backend, response.header);
+        Ok(response)
+    }
+
+    pub async fn answer_txn(&self, request: TxnRequest) -> Result<TxnResponse, Status> {
+        let start = Instant::now();
+        let cost = quota::txn_cost(&request);
+        if cost > 0 {
+            self.backend.check_quota(cost).await?;
+        }
+        check::txn(&request, self.backend.limits().txn_ops_max)?;
+        let (kind, result) = match txn::is_read_only(&request) {
+            true => ("ReadonlyTxn", self.read_txn(request).await),
+            false => ("Txn", self.write_txn(request).await),
+        };
+        self.metrics.observe(kind, start.elapsed(), result.is_ok());
+        Ok(result?)
+    }
+}
+
+#[tonic::async_trait]
+impl Kv for KvService {
+    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        self.answer_range(request.into_inner()).await.map(Response::new)
     }
 
     type RangeStreamStream = RangeStream;
@@ -130,46 +173,18 @@ impl Kv for KvService {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        let request = request.into_inner();
-        let start = Instant::now();
-        // The quota comes before the shape (server.md 6.4).
-        self.backend.check_quota(quota::put_cost(&request)).await?;
-        check::put(&request)?;
-        let result = self.backend.put(request).await;
-        self.metrics.observe("Put", start.elapsed(), result.is_ok());
-        let mut response = result?;
-        response.header = header::complete(&*self.backend, response.header);
-        Ok(Response::new(response))
+        self.answer_put(request.into_inner()).await.map(Response::new)
     }
 
     async fn delete_range(
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        let request = request.into_inner();
-        check::delete_range(&request)?;
-        let start = Instant::now();
-        let result = self.backend.delete_range(request).await;
-        self.metrics.observe("DeleteRange", start.elapsed(), result.is_ok());
-        let mut response = result?;
-        response.header = header::complete(&*self.backend, response.header);
-        Ok(Response::new(response))
+        self.answer_delete_range(request.into_inner()).await.map(Response::new)
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        let request = request.into_inner();
-        let start = Instant::now();
-        let cost = quota::txn_cost(&request);
-        if cost > 0 {
-            self.backend.check_quota(cost).await?;
-        }
-        check::txn(&request, self.backend.limits().txn_ops_max)?;
-        let (kind, result) = match txn::is_read_only(&request) {
-            true => ("ReadonlyTxn", self.read_txn(request).await),
-            false => ("Txn", self.write_txn(request).await),
-        };
-        self.metrics.observe(kind, start.elapsed(), result.is_ok());
-        Ok(Response::new(result?))
+        self.answer_txn(request.into_inner()).await.map(Response::new)
     }
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
