@@ -135,6 +135,10 @@ impl FlushPort for Hooks {
         }
     }
 
+    fn is_full(&self) -> bool {
+        false
+    }
+
     fn flush_soon(&self) {
         lock(&self.pending).1 = true;
     }
@@ -258,7 +262,11 @@ impl LogStore for LogTap {
 /// A process.
 pub struct Running {
     driver: Driver,
-    apply: Thread,
+    /// `None` only while raft turns and the work lies in the queue.
+    apply: Option<Box<Thread>>,
+    /// Whether the apply thread sleeps at raft's next turn, so that raft may apply a few entries itself.
+    apply_asleep: bool,
+    failure: Arc<Mutex<Option<Failure>>>,
     pub raft: RaftHandle,
     pub desk: Arc<Desk>,
     pub published: Published,
@@ -321,8 +329,10 @@ impl Member {
         lock(&self.judge).starts_at(self.id, machine.applied().index);
         let registry = Registry::new();
         let desk = Arc::new(Desk::new(machine.applied().index, DeskMetrics::register(&registry)));
-        // Nothing fails behind the queue's back: without threads every failure comes back from a turn.
-        let queue = ApplyHandle::new(desk.clone(), Arc::new(|_| {}));
+        // What raft applies itself fails behind its back; all else comes back from a turn.
+        let failure = Arc::new(Mutex::new(None));
+        let failed = failure.clone();
+        let queue = ApplyHandle::new(desk.clone(), Arc::new(move |failure| *lock(&failed) = Some(failure)));
         let hooks = Arc::new(Hooks {
             id: self.id,
             judge: self.judge.clone(),
@@ -354,12 +364,24 @@ impl Member {
             slow_after: Duration::ZERO,
             compaction: CompactionPace { batch: 8, pause: Duration::ZERO },
         };
-        let apply = Thread::new(machine, queue.clone(), parts);
+        let apply = Some(Box::new(Thread::new(machine, queue.clone(), parts)));
         driver.begin()?;
         let ids = RequestIds::new(self.id, now_millis);
         let reading = Reading::default();
-        self.running =
-            Some(Running { driver, apply, raft, desk, published, queue, hooks, reading, ids, tick_due: false });
+        self.running = Some(Running {
+            driver,
+            apply,
+            apply_asleep: true,
+            failure,
+            raft,
+            desk,
+            published,
+            queue,
+            hooks,
+            reading,
+            ids,
+            tick_due: false,
+        });
         Ok(())
     }
 
@@ -396,19 +418,39 @@ impl Running {
     /// Everything that can be done now, with at most so many inputs for the apply thread.
     pub fn work(&mut self, apply_max: usize) -> Result<(), Failure> {
         let due = std::mem::take(&mut self.tick_due);
-        self.driver.turn(due)?;
+        self.raft_turn(due, apply_max > 0)?;
         let mut left = apply_max;
         while left > 0 {
             let before = left;
-            while left > 0 && self.apply.turn()? {
+            while left > 0 && self.apply_turn()? {
                 left -= 1;
             }
             if left == before {
                 return Ok(());
             }
-            self.driver.turn(false)?;
+            self.raft_turn(false, left > 0)?;
         }
         Ok(())
+    }
+
+    /// A turn of raft. Every other time the apply thread sleeps meanwhile, unless it is held.
+    fn raft_turn(&mut self, due: bool, apply_moves: bool) -> Result<(), Failure> {
+        self.apply_asleep = !self.apply_asleep && apply_moves;
+        if self.apply_asleep
+            && let Some(apply) = self.apply.take()
+        {
+            self.queue.park(apply);
+        }
+        let turned = self.driver.turn(due);
+        if self.apply.is_none() {
+            self.apply = self.queue.unpark();
+        }
+        turned?;
+        lock(&self.failure).take().map_or(Ok(()), Err)
+    }
+
+    fn apply_turn(&mut self) -> Result<bool, Failure> {
+        self.apply.as_mut().map_or(Ok(false), |apply| apply.turn())
     }
 
     /// Whether the flusher has work, and whether it is urgent.
