@@ -171,7 +171,7 @@ impl Proposer {
         // Applied beyond the quota: the alarm is up before the caller hears of it. Where one is up already, of
         // whichever member, that was the reason (server.md 6.4).
         if result == Err(Answer::NoSpace) && !self.inner.published.alarms.any(AlarmType::Nospace) {
-            self.raise_no_space().await;
+            Box::pin(self.raise_no_space()).await;
         }
         result
     }
@@ -182,7 +182,8 @@ impl Proposer {
         if self.inner.published.space.allows(cost_bytes) {
             return Ok(());
         }
-        self.raise_no_space().await;
+        // What is rare is boxed here and below: every proposal would carry the room for it.
+        Box::pin(self.raise_no_space()).await;
         Err(Answer::NoSpace)
     }
 
@@ -323,7 +324,7 @@ impl Proposer {
                 Ok(Notice::Answered(result)) => return result,
                 Ok(Notice::Lost) => return failed(Answer::Timeout),
                 Ok(Notice::Refused(Refusal::Dropped)) => return failed(Answer::ProposalDropped),
-                Ok(Notice::Refused(Refusal::NoLeader)) => match self.until_leader(deadline).await {
+                Ok(Notice::Refused(Refusal::NoLeader)) => match Box::pin(self.until_leader(deadline)).await {
                     Ok(()) => {}
                     Err(answer) => return failed(answer),
                 },

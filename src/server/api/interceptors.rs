@@ -97,7 +97,7 @@ impl GrpcServer {
             RequestBody::new(body, self.message_bytes_max, metrics.clone(), self.metrics.received_bytes.clone())
         });
         // A handler that panics costs its request only (DESIGN.md 2).
-        let guarded = AssertUnwindSafe(self.services.call(method, request)).catch_unwind();
+        let guarded = AssertUnwindSafe(Box::pin(self.services.call(method, request))).catch_unwind();
         match ending.bound(guarded).await? {
             Ok(response) => Ok((response, ending)),
             Err(_) => Err(Status::internal(format!("quorate: {} panicked, see the log of this member", method.name))),

@@ -53,7 +53,7 @@ impl KvService {
             self.backend.range(&request)?
         } else {
             let snapshot = self.backend.snapshot();
-            blocking(move || snapshot.range(&request)).await?
+            Box::pin(blocking(move || snapshot.range(&request))).await?
         };
         response.header = header::complete(&*self.backend, response.header);
         Ok(response)

@@ -39,6 +39,13 @@ pub struct Replay<B: http_body::Body> {
     rest: B,
 }
 
+impl<B: http_body::Body> Replay<B> {
+    /// The body as it is.
+    pub fn nothing_read(rest: B) -> Replay<B> {
+        Replay { read: Vec::new(), ended: false, rest }
+    }
+}
+
 /// Reads a request's body up to its end if it is one plain message, else as far as needed to know that it is not.
 pub async fn read<M, B>(mut body: B) -> Read<M, B>
 where
