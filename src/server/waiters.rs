@@ -47,6 +47,7 @@ pub struct Waiters {
 #[derive(Debug)]
 pub struct Waiting {
     id: u64,
+    told: bool,
     receiver: oneshot::Receiver<Notice>,
     waiters: Waiters,
 }
@@ -64,7 +65,7 @@ impl Waiters {
             return Err(Full);
         }
         waiting.insert(id, sender);
-        Ok(Waiting { id, receiver, waiters: self.clone() })
+        Ok(Waiting { id, told: false, receiver, waiters: self.clone() })
     }
 
     /// Leaves word for one waiter; nothing happens if it is gone.
@@ -108,13 +109,18 @@ impl Waiting {
     /// Waits for word.
     pub async fn notice(&mut self) -> Notice {
         // The sender is dropped unused only with the whole desk.
-        (&mut self.receiver).await.unwrap_or(Notice::Answered(Err(Answer::Stopped)))
+        let notice = (&mut self.receiver).await.unwrap_or(Notice::Answered(Err(Answer::Stopped)));
+        self.told = true;
+        notice
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        lock(&self.waiters.waiting).remove(&self.id);
+        // Whoever left word has cleared the place.
+        if !self.told {
+            lock(&self.waiters.waiting).remove(&self.id);
+        }
     }
 }
 

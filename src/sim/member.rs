@@ -95,7 +95,11 @@ impl Files {
 /// A process.
 pub struct Running {
     driver: Driver,
-    apply: Thread,
+    /// `None` only while raft turns and the work lies in the queue.
+    apply: Option<Box<Thread>>,
+    /// Whether the apply thread sleeps at raft's next turn, so that raft may apply a few entries itself.
+    apply_asleep: bool,
+    failure: Arc<Mutex<Option<Failure>>>,
     pub raft: RaftHandle,
     pub desk: Arc<Desk>,
     pub published: Published,
@@ -179,8 +183,10 @@ impl Member {
         }
         let registry = Registry::new();
         let desk = Arc::new(Desk::new(machine.applied().index, DeskMetrics::register(&registry)));
-        // Nothing fails behind the queue's back: without threads every failure comes back from a turn.
-        let queue = ApplyHandle::new(desk.clone(), Arc::new(|_| {}));
+        // What raft applies itself fails behind its back; all else comes back from a turn.
+        let failure = Arc::new(Mutex::new(None));
+        let failed = failure.clone();
+        let queue = ApplyHandle::new(desk.clone(), Arc::new(move |failure| *lock(&failed) = Some(failure)));
         let hooks = Arc::new(Hooks {
             id: self.id,
             judge: self.judge.clone(),
@@ -212,12 +218,24 @@ impl Member {
             slow_after: Duration::ZERO,
             compaction: CompactionPace { batch: 8, pause: Duration::ZERO },
         };
-        let apply = Thread::new(machine, queue.clone(), parts);
+        let apply = Some(Box::new(Thread::new(machine, queue.clone(), parts)));
         driver.begin()?;
         let ids = RequestIds::new(self.id, now_millis);
         let reads = Rounds::new(Timing { patience: READ_PATIENCE, retry: READ_INDEX_RETRY });
-        self.running =
-            Some(Running { driver, apply, raft, desk, published, queue, hooks, reads, ids, tick_due: false });
+        self.running = Some(Running {
+            driver,
+            apply,
+            apply_asleep: true,
+            failure,
+            raft,
+            desk,
+            published,
+            queue,
+            hooks,
+            reads,
+            ids,
+            tick_due: false,
+        });
         Ok(())
     }
 
@@ -266,17 +284,17 @@ impl Running {
     /// was part of it.
     pub fn work(&mut self, apply_max: usize) -> Result<Option<End>, Failure> {
         let due = std::mem::take(&mut self.tick_due);
-        let mut end = self.driver.turn(due)?;
+        let mut end = self.raft_turn(due, apply_max > 0)?;
         let mut left = apply_max;
         while left > 0 && end.is_none() {
             let before = left;
-            while left > 0 && self.apply.turn()? {
+            while left > 0 && self.apply_turn()? {
                 left -= 1;
             }
             if left == before {
                 break;
             }
-            end = self.driver.turn(false)?;
+            end = self.raft_turn(false, left > 0)?;
         }
         Ok(end)
     }
@@ -298,6 +316,26 @@ impl Running {
             self.raft.read_index(context);
         }
         work.told
+    }
+
+    /// A turn of raft. Every other time the apply thread sleeps meanwhile, unless it is held.
+    fn raft_turn(&mut self, due: bool, apply_moves: bool) -> Result<Option<End>, Failure> {
+        self.apply_asleep = !self.apply_asleep && apply_moves;
+        if self.apply_asleep
+            && let Some(apply) = self.apply.take()
+        {
+            self.queue.park(apply);
+        }
+        let turned = self.driver.turn(due);
+        if self.apply.is_none() {
+            self.apply = self.queue.unpark();
+        }
+        let end = turned?;
+        lock(&self.failure).take().map_or(Ok(end), Err)
+    }
+
+    fn apply_turn(&mut self) -> Result<bool, Failure> {
+        self.apply.as_mut().map_or(Ok(false), |apply| apply.turn())
     }
 
     /// Whether the flusher has work, and whether it is urgent.

@@ -33,6 +33,7 @@ use crate::server::api::metrics::GrpcMetrics;
 use crate::server::api::metrics::MethodMetrics;
 use crate::server::api::not_served;
 use crate::server::api::services::Services;
+use crate::server::api::unary::Reply;
 
 /// The gRPC side of the client port.
 pub struct GrpcServer {
@@ -82,7 +83,7 @@ impl GrpcServer {
         request: Request<B>,
         method: &Method,
         metrics: &Arc<MethodMetrics>,
-    ) -> Result<(Response<Body>, Ending), Status>
+    ) -> Result<(Response<Reply>, Ending), Status>
     where
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
@@ -96,7 +97,7 @@ impl GrpcServer {
             RequestBody::new(body, self.message_bytes_max, metrics.clone(), self.metrics.received_bytes.clone())
         });
         // A handler that panics costs its request only (DESIGN.md 2).
-        let guarded = AssertUnwindSafe(self.services.call(method, request)).catch_unwind();
+        let guarded = AssertUnwindSafe(Box::pin(self.services.call(method, request))).catch_unwind();
         match ending.bound(guarded).await? {
             Ok(response) => Ok((response, ending)),
             Err(_) => Err(Status::internal(format!("quorate: {} panicked, see the log of this member", method.name))),
@@ -127,7 +128,7 @@ impl GrpcServer {
     /// The response with a body that counts and can end the call.
     fn watch(
         &self,
-        mut response: Response<Body>,
+        mut response: Response<Reply>,
         ending: Ending,
         mut outcome: Outcome,
         metrics: Arc<MethodMetrics>,
@@ -137,7 +138,7 @@ impl GrpcServer {
         self.log_slow(method, start.elapsed());
         if response.headers().contains_key("grpc-status") {
             outcome.tell(code_of(response.headers()));
-            return response;
+            return response.map(Body::new);
         }
         let sent_bytes = self.metrics.sent_bytes.clone();
         let held = response.extensions_mut().remove();

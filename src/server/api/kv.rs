@@ -29,10 +29,11 @@ use crate::server::api::check;
 use crate::server::api::header;
 use crate::server::api::metrics::RequestMetrics;
 use crate::server::api::range_stream::RangeStream;
-use crate::server::api::unsent::Held;
+use crate::server::api::unsent::Counted;
 use crate::server::api::unsent::MANY_KEYS_BYTES;
 use crate::server::api::unsent::STORED_BYTES;
 use crate::server::api::unsent::Unsent;
+use crate::server::api::unsent::unsent_of;
 use crate::server::apply::quota;
 use crate::server::apply::txn;
 
@@ -61,7 +62,7 @@ impl KvService {
             self.backend.range(&request)?
         } else {
             let snapshot = self.backend.snapshot();
-            blocking(move || snapshot.range(&request)).await?
+            Box::pin(blocking(move || snapshot.range(&request))).await?
         };
         response.header = header::complete(&*self.backend, response.header);
         let held = held.made(pairs_bytes(&response.kvs));
@@ -93,27 +94,6 @@ impl KvService {
     }
 }
 
-/// An answer with what counts it until it is sent.
-struct Counted<T> {
-    response: T,
-    held: Option<Arc<Held>>,
-}
-
-impl<T> Counted<T> {
-    fn into_response(self) -> Response<T> {
-        let mut response = Response::new(self.response);
-        if let Some(held) = self.held {
-            response.extensions_mut().insert(held);
-        }
-        response
-    }
-}
-
-/// Where the answers of this request's connection are counted. A request that came over none counts for itself.
-fn unsent_of<T>(request: &Request<T>) -> Arc<Unsent> {
-    request.extensions().get::<Arc<Unsent>>().cloned().unwrap_or_default()
-}
-
 fn pairs_bytes(pairs: &[KeyValue]) -> usize {
     pairs.iter().map(|kv| kv.key.len() + kv.value.len()).sum()
 }
@@ -143,19 +123,74 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| Err(Answer::Other("the read panicked".to_owned())))
 }
 
-#[tonic::async_trait]
-impl Kv for KvService {
-    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        let unsent = unsent_of(&request);
-        let request = request.into_inner();
+/// The unary calls, as both the plain way (`unary`) and the gRPC library call them.
+impl KvService {
+    pub async fn answer_range(
+        &self,
+        request: RangeRequest,
+        unsent: &Arc<Unsent>,
+    ) -> Result<Counted<RangeResponse>, Status> {
         if self.backend.is_learner() && !request.serializable {
             return Err(Answer::NotSupportedForLearner.into());
         }
         check::range(&request)?;
         let start = Instant::now();
-        let result = self.read(request, &unsent).await;
+        let result = self.read(request, unsent).await;
         self.metrics.observe_range(start.elapsed(), result.is_ok());
-        Ok(result?.into_response())
+        Ok(result?)
+    }
+
+    pub async fn answer_put(&self, request: PutRequest, unsent: &Arc<Unsent>) -> Result<Counted<PutResponse>, Status> {
+        let start = Instant::now();
+        // The quota comes before the shape (server.md 6.4).
+        self.backend.check_quota(quota::put_cost(&request)).await?;
+        check::put(&request)?;
+        let held = if request.prev_kv { Some(unsent.admit(STORED_BYTES).await) } else { None };
+        let result = self.backend.put(request).await;
+        self.metrics.observe("Put", start.elapsed(), result.is_ok());
+        let mut response = result?;
+        response.header = header::complete(&*self.backend, response.header);
+        let held = held.and_then(|held| held.made(response.encoded_len()));
+        Ok(Counted { response, held })
+    }
+
+    pub async fn answer_delete_range(
+        &self,
+        request: DeleteRangeRequest,
+        unsent: &Arc<Unsent>,
+    ) -> Result<Counted<DeleteRangeResponse>, Status> {
+        check::delete_range(&request)?;
+        let start = Instant::now();
+        let held = if request.prev_kv { Some(unsent.admit(STORED_BYTES).await) } else { None };
+        let result = self.backend.delete_range(request).await;
+        self.metrics.observe("DeleteRange", start.elapsed(), result.is_ok());
+        let mut response = result?;
+        response.header = header::complete(&*self.backend, response.header);
+        let held = held.and_then(|held| held.made(response.encoded_len()));
+        Ok(Counted { response, held })
+    }
+
+    pub async fn answer_txn(&self, request: TxnRequest, unsent: &Arc<Unsent>) -> Result<Counted<TxnResponse>, Status> {
+        let start = Instant::now();
+        let cost = quota::txn_cost(&request);
+        if cost > 0 {
+            self.backend.check_quota(cost).await?;
+        }
+        check::txn(&request, self.backend.limits().txn_ops_max)?;
+        let (kind, result) = match txn::is_read_only(&request) {
+            true => ("ReadonlyTxn", self.read_txn(request, unsent).await),
+            false => ("Txn", self.write_txn(request, unsent).await),
+        };
+        self.metrics.observe(kind, start.elapsed(), result.is_ok());
+        Ok(result?)
+    }
+}
+
+#[tonic::async_trait]
+impl Kv for KvService {
+    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        let unsent = unsent_of(request.extensions());
+        self.answer_range(request.into_inner(), &unsent).await.map(Counted::into_response)
     }
 
     type RangeStreamStream = RangeStream;
@@ -170,53 +205,21 @@ impl Kv for KvService {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        let unsent = unsent_of(&request);
-        let request = request.into_inner();
-        let start = Instant::now();
-        // The quota comes before the shape (server.md 6.4).
-        self.backend.check_quota(quota::put_cost(&request)).await?;
-        check::put(&request)?;
-        let held = if request.prev_kv { Some(unsent.admit(STORED_BYTES).await) } else { None };
-        let result = self.backend.put(request).await;
-        self.metrics.observe("Put", start.elapsed(), result.is_ok());
-        let mut response = result?;
-        response.header = header::complete(&*self.backend, response.header);
-        let held = held.and_then(|held| held.made(response.encoded_len()));
-        Ok(Counted { response, held }.into_response())
+        let unsent = unsent_of(request.extensions());
+        self.answer_put(request.into_inner(), &unsent).await.map(Counted::into_response)
     }
 
     async fn delete_range(
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        let unsent = unsent_of(&request);
-        let request = request.into_inner();
-        check::delete_range(&request)?;
-        let start = Instant::now();
-        let held = if request.prev_kv { Some(unsent.admit(STORED_BYTES).await) } else { None };
-        let result = self.backend.delete_range(request).await;
-        self.metrics.observe("DeleteRange", start.elapsed(), result.is_ok());
-        let mut response = result?;
-        response.header = header::complete(&*self.backend, response.header);
-        let held = held.and_then(|held| held.made(response.encoded_len()));
-        Ok(Counted { response, held }.into_response())
+        let unsent = unsent_of(request.extensions());
+        self.answer_delete_range(request.into_inner(), &unsent).await.map(Counted::into_response)
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        let unsent = unsent_of(&request);
-        let request = request.into_inner();
-        let start = Instant::now();
-        let cost = quota::txn_cost(&request);
-        if cost > 0 {
-            self.backend.check_quota(cost).await?;
-        }
-        check::txn(&request, self.backend.limits().txn_ops_max)?;
-        let (kind, result) = match txn::is_read_only(&request) {
-            true => ("ReadonlyTxn", self.read_txn(request, &unsent).await),
-            false => ("Txn", self.write_txn(request, &unsent).await),
-        };
-        self.metrics.observe(kind, start.elapsed(), result.is_ok());
-        Ok(result?.into_response())
+        let unsent = unsent_of(request.extensions());
+        self.answer_txn(request.into_inner(), &unsent).await.map(Counted::into_response)
     }
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {

@@ -51,8 +51,17 @@ const CODE_NAMES: [&str; 17] = [
 pub struct RequestMetrics {
     requests: HistogramVec,
     ranges: HistogramVec,
+    frequent: Arc<Frequent>,
     hashes: Histogram,
     hashes_by_revision: Histogram,
+}
+
+/// Series of what there is most of, looked up at its first request: before that etcd shows none.
+#[derive(Debug, Default)]
+struct Frequent {
+    put: OnceLock<Histogram>,
+    range: OnceLock<Histogram>,
+    range_itself: OnceLock<Histogram>,
 }
 
 impl RequestMetrics {
@@ -72,6 +81,7 @@ impl RequestMetrics {
                 buckets(0.0001, 2.0, 20),
                 &["success"],
             ),
+            frequent: Arc::default(),
             hashes: histogram(
                 registry,
                 "etcd_mvcc_hash_duration_seconds",
@@ -88,7 +98,13 @@ impl RequestMetrics {
     }
 
     pub fn observe(&self, kind: &str, took: Duration, success: bool) {
-        self.requests.with_label_values(&[kind, bool_label(success)]).observe(took.as_secs_f64());
+        let series = || self.requests.with_label_values(&[kind, bool_label(success)]);
+        let seconds = took.as_secs_f64();
+        match (kind, success) {
+            ("Put", true) => self.frequent.put.get_or_init(series).observe(seconds),
+            ("Range", true) => self.frequent.range.get_or_init(series).observe(seconds),
+            _ => series().observe(seconds),
+        }
     }
 
     pub fn observe_hash(&self, took: Duration) {
@@ -100,7 +116,11 @@ impl RequestMetrics {
     }
 
     pub fn observe_range(&self, took: Duration, success: bool) {
-        self.ranges.with_label_values(&[bool_label(success)]).observe(took.as_secs_f64());
+        let series = || self.ranges.with_label_values(&[bool_label(success)]);
+        match success {
+            true => self.frequent.range_itself.get_or_init(series).observe(took.as_secs_f64()),
+            false => series().observe(took.as_secs_f64()),
+        }
         self.observe("Range", took, success);
     }
 }
@@ -141,6 +161,8 @@ pub struct GrpcMetrics {
     /// With `--metrics extensive` only.
     handling: Option<HistogramVec>,
     client_requests: IntCounterVec,
+    /// The series of the client version that came first: mostly there is no other.
+    first_client: OnceLock<(String, IntCounter)>,
     pub received_bytes: IntCounter,
     pub sent_bytes: IntCounter,
 }
@@ -168,6 +190,7 @@ impl GrpcMetrics {
                 let buckets = prometheus::DEFAULT_BUCKETS.to_vec();
                 histogram_vec(registry, "grpc_server_handling_seconds", handling_help, buckets, &labels)
             }),
+            first_client: OnceLock::new(),
             client_requests: counter_vec(
                 registry,
                 "etcd_server_client_requests_total",
@@ -211,6 +234,14 @@ impl GrpcMetrics {
 
     pub fn count_client(&self, unary: bool, client_api_version: &str) {
         let kind = if unary { "unary" } else { "stream" };
+        if unary {
+            let series = || self.client_requests.with_label_values(&[kind, client_api_version]);
+            let (version, counter) = self.first_client.get_or_init(|| (client_api_version.to_owned(), series()));
+            if version == client_api_version {
+                counter.inc();
+                return;
+            }
+        }
         self.client_requests.with_label_values(&[kind, client_api_version]).inc();
     }
 }

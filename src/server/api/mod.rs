@@ -10,6 +10,7 @@
 pub mod authority;
 pub mod backend;
 pub mod body;
+pub mod calls;
 pub mod check;
 pub mod cluster;
 pub mod ending;
@@ -27,6 +28,7 @@ pub mod range_stream;
 pub mod server;
 pub mod services;
 pub mod socket;
+pub mod unary;
 
 #[cfg(test)]
 mod fake;

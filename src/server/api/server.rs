@@ -16,7 +16,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioExecutor;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use prometheus::Registry;
@@ -26,6 +25,8 @@ use tokio::task::JoinSet;
 use tonic::body::Body;
 
 use crate::server::api::backend::Backend;
+use crate::server::api::calls::Calls;
+use crate::server::api::calls::Starts;
 use crate::server::api::http::Access;
 use crate::server::api::http::HttpServer;
 use crate::server::api::http::Surface;
@@ -210,7 +211,8 @@ impl ApiServer {
     }
 
     async fn http2(self: Arc<ApiServer>, socket: Socket, mut stop: watch::Receiver<bool>) -> Result<(), hyper::Error> {
-        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let starts = Starts::default();
+        let mut builder = http2::Builder::new(starts.clone());
         builder
             .timer(TokioTimer::new())
             .auto_date_header(false)
@@ -224,14 +226,16 @@ impl ApiServer {
         let service = service_fn(move |mut request: Request<Incoming>| {
             let server = self.clone();
             request.extensions_mut().insert(unsent.clone());
-            async move { Ok::<Response<Body>, Infallible>(server.grpc.call(request).await) }
+            // Boxed, because the library moves it from hand to hand.
+            Box::pin(async move { Ok::<Response<Body>, Infallible>(server.grpc.call(request).await) })
         });
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(socket), service));
+        let mut calls = Calls::new(starts);
         tokio::select! {
-            ended = connection.as_mut() => return ended,
+            ended = calls.run_with(connection.as_mut()) => return ended,
             () = stopped(&mut stop) => connection.as_mut().graceful_shutdown(),
         }
-        connection.await
+        calls.run_with(connection.as_mut()).await
     }
 
     async fn http1(

@@ -41,10 +41,32 @@ pub struct Held {
     bytes: usize,
 }
 
+/// An answer with what counts it until it is sent.
+pub struct Counted<T> {
+    pub response: T,
+    pub held: Option<Arc<Held>>,
+}
+
 /// A frame of an answer: counts until the connection has sent it.
 struct HeldBytes {
     bytes: Bytes,
     _held: Arc<Held>,
+}
+
+impl<T> Counted<T> {
+    /// As the gRPC library wants it; `GrpcServer` takes the count back out.
+    pub fn into_response(self) -> tonic::Response<T> {
+        let mut response = tonic::Response::new(self.response);
+        if let Some(held) = self.held {
+            response.extensions_mut().insert(held);
+        }
+        response
+    }
+}
+
+/// Where the answers of this request's connection are counted. A request that came over none counts for itself.
+pub fn unsent_of(extensions: &http::Extensions) -> Arc<Unsent> {
+    extensions.get::<Arc<Unsent>>().cloned().unwrap_or_default()
 }
 
 impl Unsent {

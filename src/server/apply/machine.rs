@@ -114,6 +114,11 @@ impl Machine {
     /// Applies the next entry. Entries up to the applied index were applied before and do nothing; any other gap is a
     /// failure. After a failure the state is not to be used.
     pub fn apply_entry(&mut self, entry: &Entry) -> Result<Step, Failure> {
+        self.apply_decoded(entry, None)
+    }
+
+    /// As `apply_entry`, with what the entry was decoded to, if it was.
+    pub fn apply_decoded(&mut self, entry: &Entry, command: Option<Command>) -> Result<Step, Failure> {
         if entry.index <= self.applied.index {
             return Ok(Step::default());
         }
@@ -121,7 +126,11 @@ impl Machine {
             let text = format!("log entry {} cannot be applied behind entry {}", entry.index, self.applied.index);
             return Err(Failure::Refused(text));
         }
-        let step = match decode(entry)? {
+        let command = match command {
+            Some(command) => command,
+            None => decode(entry)?,
+        };
+        let step = match command {
             Command::Empty => Step { effects: vec![Effect::TermStarted], ..Step::default() },
             Command::Request { id, request } => {
                 let op = request.op();

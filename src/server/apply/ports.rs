@@ -55,6 +55,8 @@ pub trait RaftReports: Send + Sync {
 pub trait FlushPort: Send + Sync {
     /// Hands over changes that follow all earlier ones. Waits while 64 MiB wait to be written.
     fn submit(&self, batch: Batch);
+    /// So much waits to be written that the next `submit` might wait.
+    fn is_full(&self) -> bool;
     /// Asks for a write of what waits, and does not wait for it.
     fn flush_soon(&self);
 }
@@ -62,6 +64,10 @@ pub trait FlushPort: Send + Sync {
 impl FlushPort for Flusher {
     fn submit(&self, batch: Batch) {
         Flusher::submit(self, batch);
+    }
+
+    fn is_full(&self) -> bool {
+        Flusher::is_full(self)
     }
 
     fn flush_soon(&self) {

@@ -2,8 +2,14 @@
 //!
 //! Putting never waits, because raft must not wait for apply (DESIGN.md 2). The queue is bounded at the door: clients
 //! are refused when 5,000 entries or 64 MiB wait, and a follower drops appends.
+//!
+//! While nothing waits, the thread leaves its work here, and whoever commits a few plain entries takes it and applies them
+//! at once: for a lone put, waking the thread costs more than the work. There is one work, and it is taken only while the
+//! queue is empty, so entries are applied in their order by whoever has it.
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
@@ -22,10 +28,26 @@ use crate::proto::raftpb::Entry;
 use crate::proto::raftpb::Snapshot;
 use crate::server::apply::ports::FrozenState;
 use crate::server::apply::ports::Listener;
+use crate::server::apply::thread::Thread;
+use crate::server::apply::thread::panicked;
 use crate::server::checkpoint::Tables;
 use crate::server::raft::state_machine::RaftStatus;
 use crate::server::raft::state_machine::Refusal;
 use crate::server::raft::state_machine::StateMachine;
+
+/// Entries that are applied by who commits them, at most: some twenty microseconds, less than waking the thread costs. With
+/// more it pays that raft writes the next ones meanwhile.
+pub(super) const INLINE_ENTRIES_MAX: usize = 16;
+
+/// Their bytes.
+const INLINE_BYTES_MAX: usize = 64 << 10;
+
+/// Why entries were not applied at once.
+pub(super) enum NotNow {
+    /// They are the thread's, untouched.
+    Entries(Vec<Entry>),
+    Failure(Failure),
+}
 
 /// What the thread takes, in order.
 pub enum Input {
@@ -55,13 +77,24 @@ pub struct ApplyHandle {
 }
 
 struct Shared {
-    queue: Mutex<VecDeque<Input>>,
+    queue: Mutex<Queue>,
     filled: Condvar,
     /// Bytes of entries that wait or are being applied.
     unapplied_bytes: AtomicUsize,
     failed: AtomicBool,
     listener: Arc<dyn Listener>,
     on_failure: OnFailure,
+}
+
+#[derive(Default)]
+struct Queue {
+    inputs: VecDeque<Input>,
+    /// The work, while its thread has nothing to do and nobody else has taken it.
+    parked: Option<Box<Thread>>,
+    /// The thread sleeps: only then is a wake-up worth a system call.
+    asleep: bool,
+    /// The work failed in other hands: there is nothing left to do it with.
+    lost: bool,
 }
 
 impl ApplyHandle {
@@ -110,27 +143,81 @@ impl ApplyHandle {
         self.shared.listener.as_ref()
     }
 
-    /// Waits for the next input; `None` when `pause` passed without one.
-    pub(super) fn take(&self, pause: Option<Duration>) -> Option<Input> {
+    /// Waits for the next input; `None` when `pause` passed without one. Without a pause the work lies here meanwhile.
+    pub(super) fn take(&self, work: Box<Thread>, pause: Option<Duration>) -> (Option<Box<Thread>>, Option<Input>) {
         let mut queue = self.lock();
-        match pause {
-            None => {
-                while queue.is_empty() {
-                    queue = self.shared.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                }
-            }
-            Some(pause) if queue.is_empty() => {
+        if let Some(pause) = pause {
+            if queue.inputs.is_empty() {
+                queue.asleep = true;
                 let waited = self.shared.filled.wait_timeout(queue, pause);
                 queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+                queue.asleep = false;
             }
-            Some(_) => {}
+            return (Some(work), queue.inputs.pop_front());
         }
-        queue.pop_front()
+        queue.parked = Some(work);
+        while !queue.lost && (queue.parked.is_none() || queue.inputs.is_empty()) {
+            queue.asleep = true;
+            queue = self.shared.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.asleep = false;
+        }
+        let work = queue.parked.take();
+        (work, queue.inputs.pop_front())
     }
 
     /// The next input, if any waits.
     pub(super) fn take_now(&self) -> Option<Input> {
-        self.lock().pop_front()
+        self.lock().inputs.pop_front()
+    }
+
+    /// Leaves the work here, as its thread does while it sleeps. For those who have no thread.
+    pub fn park(&self, work: Box<Thread>) {
+        self.lock().parked = Some(work);
+    }
+
+    /// Takes it back; `None` if it failed in other hands.
+    pub fn unpark(&self) -> Option<Box<Thread>> {
+        self.lock().parked.take()
+    }
+
+    /// Applies the entries here and now if they are few and plain and the work lies idle; else gives them back.
+    fn apply_now(&self, entries: Vec<Entry>) -> Result<(), Vec<Entry>> {
+        if entries.len() > INLINE_ENTRIES_MAX || entries_bytes(&entries) > INLINE_BYTES_MAX {
+            return Err(entries);
+        }
+        let Some(mut work) = self.claim() else { return Err(entries) };
+        let result = catch_unwind(AssertUnwindSafe(|| work.commit_now(entries)));
+        let result = result.unwrap_or_else(|panic| Err(NotNow::Failure(panicked(&*panic))));
+        let mut queue = self.lock();
+        match result {
+            Ok(()) => queue.parked = Some(work),
+            Err(NotNow::Entries(entries)) => {
+                queue.parked = Some(work);
+                return Err(entries);
+            }
+            Err(NotNow::Failure(failure)) => {
+                queue.lost = true;
+                self.wake(queue);
+                self.fail(failure);
+                return Ok(());
+            }
+        }
+        if !queue.inputs.is_empty() {
+            // Somebody else put something in meanwhile and left the wake-up to us.
+            self.wake(queue);
+        }
+        Ok(())
+    }
+
+    /// Whether the work lies here.
+    #[cfg(test)]
+    pub(super) fn is_parked(&self) -> bool {
+        self.lock().parked.is_some()
+    }
+
+    fn claim(&self) -> Option<Box<Thread>> {
+        let mut queue = self.lock();
+        if queue.inputs.is_empty() { queue.parked.take() } else { None }
     }
 
     /// Entries of this many bytes are applied.
@@ -140,15 +227,24 @@ impl ApplyHandle {
 
     /// Forgets reports about a checkpoint that was replaced.
     pub(super) fn drop_stored(&self) {
-        self.lock().retain(|input| !matches!(input, Input::Stored { .. }));
+        self.lock().inputs.retain(|input| !matches!(input, Input::Stored { .. }));
     }
 
     fn put(&self, input: Input) {
-        self.lock().push_back(input);
-        self.shared.filled.notify_one();
+        let mut queue = self.lock();
+        queue.inputs.push_back(input);
+        self.wake(queue);
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Input>> {
+    fn wake(&self, queue: MutexGuard<'_, Queue>) {
+        let asleep = queue.asleep;
+        drop(queue);
+        if asleep {
+            self.shared.filled.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -161,7 +257,9 @@ pub(super) fn entries_bytes(entries: &[Entry]) -> usize {
 impl StateMachine for ApplyHandle {
     fn commit(&self, entries: Vec<Entry>) {
         self.shared.unapplied_bytes.fetch_add(entries_bytes(&entries), Ordering::Relaxed);
-        self.put(Input::Commit(entries));
+        if let Err(entries) = self.apply_now(entries) {
+            self.put(Input::Commit(entries));
+        }
     }
 
     fn install(&self, snapshot: Snapshot) {

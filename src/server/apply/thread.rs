@@ -16,6 +16,8 @@ use crate::common::failure::Failure;
 use crate::common::revision::Revision;
 use crate::proto::raftpb::Entry;
 use crate::proto::raftpb::Snapshot;
+use crate::server::apply::decode::Command;
+use crate::server::apply::decode::decode;
 use crate::server::apply::machine::Machine;
 use crate::server::apply::metrics::ApplyMetrics;
 use crate::server::apply::outcome::Effect;
@@ -28,7 +30,7 @@ use crate::server::apply::ports::Stopwatch;
 use crate::server::apply::published::Published;
 use crate::server::apply::queue::ApplyHandle;
 use crate::server::apply::queue::Input;
-use crate::server::apply::queue::entries_bytes;
+use crate::server::apply::queue::NotNow;
 use crate::server::checkpoint::Tables;
 
 /// Everything the thread needs beside its state.
@@ -74,7 +76,7 @@ pub fn start(machine: Machine, queue: ApplyHandle, parts: ThreadParts) -> Result
     let guarded = move || match catch_unwind(AssertUnwindSafe(|| thread.run())) {
         Ok(Ok(())) => {}
         Ok(Err(failure)) => queue.fail(failure),
-        Err(panic) => queue.fail(Failure::Refused(format!("the apply thread panicked: {}", panic_text(&*panic)))),
+        Err(panic) => queue.fail(panicked(&*panic)),
     };
     let spawned = thread::Builder::new().name("apply".to_owned()).spawn(guarded);
     spawned.map_err(|error| Failure::Refused(format!("cannot start the apply thread: {error}")))
@@ -91,14 +93,37 @@ impl Thread {
         Thread { machine, queue, parts, compacting_since: None, last_slice: Duration::ZERO }
     }
 
-    fn run(mut self) -> Result<(), Failure> {
+    fn run(self) -> Result<(), Failure> {
+        let queue = self.queue.clone();
+        let mut work = Box::new(self);
         loop {
-            let pause = self.machine.store().is_compacting().then_some(self.parts.compaction.pause);
-            match self.queue.take(pause) {
+            let pause = work.machine.store().is_compacting().then_some(work.parts.compaction.pause);
+            let (returned, input) = queue.take(work, pause);
+            // Lost in the hands of whoever took it, and reported there.
+            let Some(returned) = returned else { return Ok(()) };
+            work = returned;
+            match input {
                 Some(Input::Stop) => return Ok(()),
-                input => self.work(input)?,
+                input => work.work(input)?,
             }
         }
+    }
+
+    /// Applies entries in the place of the thread, which sleeps: puts only, which never start anything that goes on for
+    /// longer, and only if the flusher cannot make the caller wait.
+    pub(super) fn commit_now(&mut self, entries: Vec<Entry>) -> Result<(), NotNow> {
+        let mut commands = Vec::with_capacity(entries.len());
+        if self.parts.flusher.is_full() || self.machine.store().is_compacting() {
+            return Err(NotNow::Entries(entries));
+        }
+        for entry in &entries {
+            match decode(entry) {
+                Ok(command) if command.is_quick() => commands.push(command),
+                _ => return Err(NotNow::Entries(entries)),
+            }
+        }
+        let commands = entries.into_iter().zip(commands.into_iter().map(Some));
+        self.commit(commands).map_err(NotNow::Failure)
     }
 
     /// Takes one input, if any waits, and does a slice of compaction, if there is one to do; never sleeps. Whether there
@@ -112,7 +137,7 @@ impl Thread {
 
     fn work(&mut self, input: Option<Input>) -> Result<(), Failure> {
         match input {
-            Some(Input::Commit(entries)) => self.commit(entries)?,
+            Some(Input::Commit(entries)) => self.commit(entries.into_iter().map(|entry| (entry, None)))?,
             Some(Input::Install(snapshot)) => self.install(&snapshot)?,
             Some(Input::BuildSnapshot) => self.parts.snapshots.build(self.machine.freeze()),
             Some(Input::Freeze(on_frozen)) => on_frozen(self.machine.freeze()),
@@ -126,14 +151,16 @@ impl Thread {
         if since >= self.parts.compaction.pause { self.compact() } else { Ok(()) }
     }
 
-    fn commit(&mut self, entries: Vec<Entry>) -> Result<(), Failure> {
-        let bytes = entries_bytes(&entries);
+    /// Applies entries, some of which were decoded before.
+    fn commit(&mut self, entries: impl ExactSizeIterator<Item = (Entry, Option<Command>)>) -> Result<(), Failure> {
+        let mut bytes = 0;
         let first_revision = self.revision() + 1;
         let mut outcomes = Vec::with_capacity(entries.len());
         let mut effects = Vec::new();
-        for entry in entries {
+        for (entry, command) in entries {
+            bytes += entry.data.len();
             let started = (self.parts.stopwatch)();
-            let step = self.machine.apply_entry(&entry)?;
+            let step = self.machine.apply_decoded(&entry, command)?;
             if let Some(outcome) = step.outcome {
                 let elapsed = (self.parts.stopwatch)().saturating_sub(started);
                 self.parts.metrics.applied(step.op, &outcome.result, elapsed, self.parts.slow_after);
@@ -273,9 +300,11 @@ impl Thread {
     }
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
+/// A panic of this part, whoever ran it.
+pub(super) fn panicked(panic: &(dyn Any + Send)) -> Failure {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a text")
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a text");
+    Failure::Refused(format!("the apply thread panicked: {text}"))
 }
 
 #[cfg(test)]

@@ -141,6 +141,11 @@ impl Flusher {
         }
     }
 
+    /// Half of the backlog is taken: a small batch still goes in without waiting, and this is the time to stop trying.
+    pub fn is_full(&self) -> bool {
+        self.shared.lock().backlog() > BACKLOG_BYTES_MAX / 2
+    }
+
     /// Asks for a write of what waits, and does not wait for it.
     pub fn flush_soon(&self) {
         let mut state = self.shared.lock();

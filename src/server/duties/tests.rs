@@ -113,6 +113,10 @@ impl FlushPort for World {
         self.queue.stored(Arc::new(written.tables.clone()), newest);
     }
 
+    fn is_full(&self) -> bool {
+        false
+    }
+
     fn flush_soon(&self) {}
 }
 

@@ -169,6 +169,20 @@ async fn a_proposal_keeps_its_id_over_retries_and_carries_it_in_the_header() {
 }
 
 #[tokio::test]
+async fn a_put_enters_the_log_as_any_request_does() {
+    let bench = bench(&[Plan::Answer(DONE), Plan::Answer(DONE)], 0, &[]);
+    let request = put(b"value");
+    let full = PutRequest { lease: 7, prev_kv: true, ..request.put.clone().unwrap_or_default() };
+    for put in [PutRequest::default(), full] {
+        bench.proposer.propose_put(&put).await.expect("applied");
+        let (id, data) = bench.raft.seen.lock().expect("no panic").pop().expect("proposed");
+        let header = Some(RequestHeader { id, ..RequestHeader::default() });
+        let expected = InternalRaftRequest { put: Some(put), header, ..InternalRaftRequest::default() };
+        assert_eq!(data, expected.encode_to_vec());
+    }
+}
+
+#[tokio::test]
 async fn a_request_over_the_limit_never_reaches_raft() {
     let bench = bench(&[Plan::Answer(DONE)], 0, &[]);
     assert_eq!(bench.proposer.propose(put(&[0; 100])).await, Err(Answer::RequestTooLarge));

@@ -77,15 +77,16 @@ impl MemberBackend {
     fn write<T>(
         &self,
         request: InternalRaftRequest,
-        expect: impl FnOnce(Reply) -> Option<T> + Send,
+        kind: impl FnOnce(Reply) -> Option<T> + Send,
     ) -> impl Future<Output = Result<T, Answer>> + Send {
         let proposed = self.proposer.propose(request);
-        async move {
-            let reply = proposed.await?;
-            // Apply answers each kind of request with its own kind of reply.
-            expect(reply).ok_or_else(|| Answer::Other("etcdserver: unexpected reply".to_owned()))
-        }
+        async move { expect(proposed.await?, kind) }
     }
+}
+
+/// Apply answers each kind of request with its own kind of reply.
+fn expect<T>(reply: Reply, kind: impl FnOnce(Reply) -> Option<T>) -> Result<T, Answer> {
+    kind(reply).ok_or_else(|| Answer::Other("etcdserver: unexpected reply".to_owned()))
 }
 
 impl Snapshot for ViewSnapshot {
@@ -190,8 +191,8 @@ impl Backend for MemberBackend {
     }
 
     async fn put(&self, request: PutRequest) -> Result<PutResponse, Answer> {
-        let request = InternalRaftRequest { put: Some(request), ..InternalRaftRequest::default() };
-        self.write(request, |reply| if let Reply::Put(response) = reply { Some(response) } else { None }).await
+        let proposed = self.proposer.propose_put(&request);
+        expect(proposed.await?, |reply| if let Reply::Put(response) = reply { Some(response) } else { None })
     }
 
     async fn delete_range(&self, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, Answer> {

@@ -20,9 +20,12 @@ use std::io::ErrorKind::NotADirectory;
 use std::io::ErrorKind::NotFound;
 use std::io::ErrorKind::PermissionDenied;
 use std::io::Write;
+use std::num::NonZero;
 use std::process::ExitCode;
 
 use nix::sys::signal::Signal;
+use tokio::runtime::Builder;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::SignalKind;
 
 use crate::common::failure::Failure;
@@ -46,6 +49,9 @@ use crate::server::run::storage::Directories;
 use crate::server::run::storage::Restored;
 use crate::server::run::storage::Storage;
 
+/// With so many processors or fewer, raft, apply and the flusher are enough company for one thread of sockets.
+const ONE_THREAD_PROCESSORS_MAX: usize = 2;
+
 /// How a running member was asked to end, or ended by itself.
 enum Stop {
     Signal(Signal),
@@ -68,7 +74,7 @@ pub fn main(words: Vec<OsString>, manner: Manner) -> ExitCode {
         Ok(_) => {}
         Err(error) => return leave(&Exit::failed_to_verify(error.to_string())),
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = sockets_runtime();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return leave(&Exit::discovery_failed(format!("cannot start: {error}"))),
@@ -81,6 +87,16 @@ pub fn main(words: Vec<OsString>, manner: Manner) -> ExitCode {
         Ok(Stop::End(end)) => end.exit_code(),
         Err(StartError::Refused(text)) => leave(&Exit::discovery_failed(text)),
         Err(StartError::Disk(text)) => leave(&Exit::disk_failed(text)),
+    }
+}
+
+/// The runtime that serves sockets and nothing else: what takes long has threads of its own. Handing work between workers
+/// costs a tenth of a request's CPU, so a small machine, which has little to hand it to, gets one thread.
+fn sockets_runtime() -> std::io::Result<Runtime> {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    match processors <= ONE_THREAD_PROCESSORS_MAX {
+        true => Builder::new_current_thread().enable_all().build(),
+        false => Builder::new_multi_thread().enable_all().build(),
     }
 }
 

@@ -84,6 +84,10 @@ impl FlushPort for Hooks {
         }
     }
 
+    fn is_full(&self) -> bool {
+        false
+    }
+
     fn flush_soon(&self) {
         lock(&self.pending).1 = true;
     }

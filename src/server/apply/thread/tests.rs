@@ -4,6 +4,7 @@ use super::*;
 
 use std::sync::Mutex;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -20,6 +21,7 @@ use crate::server::apply::outcome::PeerChange;
 use crate::server::apply::ports::FrozenState;
 use crate::server::apply::ports::Installed;
 use crate::server::apply::ports::Listener;
+use crate::server::apply::queue::INLINE_ENTRIES_MAX;
 use crate::server::apply::quota::Space;
 use crate::server::apply::testing::Written;
 use crate::server::apply::testing::bootstrap;
@@ -45,6 +47,7 @@ struct World {
     written: Mutex<Written>,
     image: Mutex<Option<Written>>,
     panic_on_flush: bool,
+    is_full: AtomicBool,
     /// Set: a write to the old checkpoint is reported while the new one is put in place.
     late_report_to: OnceLock<ApplyHandle>,
 }
@@ -114,6 +117,10 @@ impl FlushPort for World {
         assert!(!self.panic_on_flush, "the disk is on fire");
         self.tell(format!("flush {} of {} records", batch.applied.index, batch.records.len()));
         self.written.lock().expect("no panic").write(&batch);
+    }
+
+    fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::SeqCst)
     }
 
     fn flush_soon(&self) {
@@ -186,6 +193,7 @@ fn unstarted(written: &Written, image: Option<Written>, panic_on_flush: bool) ->
         written: Mutex::new(written.clone()),
         image: Mutex::new(image),
         panic_on_flush,
+        is_full: AtomicBool::new(false),
         late_report_to: OnceLock::new(),
     });
     let (failed, failures) = mpsc::channel();
@@ -387,4 +395,89 @@ fn stored_tables_replace_those_of_memory_and_old_ones_are_forgotten() {
     let told = bench.told();
     assert_eq!(told.last().map(String::as_str), Some("flush 2 of 1 records"));
     assert_eq!(world.revision(), 3);
+}
+
+/// Waits until the thread has nothing to do and has left its work in the queue.
+fn until_parked(bench: &Bench) {
+    while !bench.queue.is_parked() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_few_plain_puts_are_applied_by_who_commits_them_while_the_thread_sleeps() {
+    let bench = start_from(&Written::default(), None, false);
+    let told = || bench.world.told.lock().expect("no panic").split_off(2);
+    until_parked(&bench);
+    bench.queue.commit(vec![entry(1, &put("a", "1", 0)), entry(2, &put("b", "2", 0))]);
+    assert!(bench.queue.is_parked(), "the work came back");
+    let expected = [
+        "applied 2 at revision 3",
+        "answered [1, 2] at revision 3",
+        "raft: applied 2",
+        "events 2 at revision 3",
+        "flush 2 of 2 records",
+    ];
+    assert_eq!(told(), expected, "everyone was told when `commit` returned");
+    assert_eq!(bench.queue.unapplied_bytes(), 0);
+    // Whatever may take longer, or start what does, is the thread's: it is given its work and goes on from there.
+    let many = (0..INLINE_ENTRIES_MAX as u64 + 1).map(|n| entry(3 + n, &put("c", "3", 0))).collect::<Vec<_>>();
+    let next = 3 + many.len() as u64;
+    for entries in [many, vec![entry(next, &grant(7, 60))], vec![entry(next + 1, &put("d", "4", 7))]] {
+        until_parked(&bench);
+        bench.queue.commit(entries);
+    }
+    until_parked(&bench);
+    bench.world.is_full.store(true, Ordering::SeqCst);
+    bench.queue.commit(vec![entry(next + 2, &put("e", "5", 0))]);
+    let world = bench.world.clone();
+    bench.told();
+    assert_eq!(world.written.lock().expect("no panic").applied.index, next + 2);
+}
+
+#[test]
+fn entries_are_applied_in_their_order_whoever_applies_them() {
+    let bench = start_from(&Written::default(), None, false);
+    let tables = bench.world.written.lock().expect("no panic").tables.clone();
+    let (queue, done) = (bench.queue.clone(), Arc::new(AtomicBool::new(false)));
+    let others = std::thread::spawn({
+        let done = done.clone();
+        move || {
+            // Reports of the flusher come at any time and must neither be lost nor keep the thread from its work.
+            while !done.load(Ordering::SeqCst) {
+                queue.stored(Arc::new(tables.clone()), None);
+                std::thread::yield_now();
+            }
+        }
+    });
+    let mut index = 0;
+    for round in 0..500_u64 {
+        let count = if round % 7 == 0 { 40 } else { 1 + round % 3 };
+        let entries: Vec<Entry> = (0..count).map(|n| entry(index + 1 + n, &put("a", "1", 0))).collect();
+        index += count;
+        bench.queue.commit(entries);
+        if round % 5 == 0 {
+            index += 1;
+            bench.queue.commit(vec![entry(index, &grant(round as i64 + 1, 60))]);
+        }
+        if round % 11 == 0 {
+            until_parked(&bench);
+        }
+    }
+    done.store(true, Ordering::SeqCst);
+    others.join().expect("no panic");
+    let world = bench.world.clone();
+    // A gap or an entry applied twice would have been a failure.
+    bench.told();
+    assert_eq!(world.written.lock().expect("no panic").applied.index, index);
+}
+
+#[test]
+fn a_failure_in_other_hands_ends_the_thread_too() {
+    let bench = start_from(&Written::default(), None, false);
+    until_parked(&bench);
+    bench.queue.commit(vec![entry(2, &put("a", "1", 0))]);
+    let text = bench.failures.recv().expect("a failure");
+    assert_eq!(text, "log entry 2 cannot be applied behind entry 0");
+    bench.thread.join().expect("guarded");
 }
