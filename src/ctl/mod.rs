@@ -19,6 +19,7 @@ mod get;
 mod go_number;
 mod go_text;
 mod help;
+mod lease;
 mod log;
 mod member;
 mod print;

@@ -9,6 +9,7 @@ use super::flags::Flag;
 use super::flags::Kind;
 use super::get;
 use super::help;
+use super::lease;
 use super::member;
 use super::put;
 use super::txn;
@@ -29,6 +30,7 @@ pub static ROOT: Command = Command {
             &compaction::COMMAND,
             &endpoint::COMMAND,
             &version::COMMAND,
+            &lease::COMMAND,
             &member::COMMAND,
             &help::OPTIONS,
             &help::HELP,

@@ -6,6 +6,7 @@ use std::io::Write;
 use super::EndpointHealth;
 use super::EndpointStatus;
 use super::Report;
+use super::lease;
 use crate::proto::etcdserverpb::DeleteRangeResponse;
 use crate::proto::etcdserverpb::Member;
 use crate::proto::etcdserverpb::MemberListResponse;
@@ -21,6 +22,7 @@ pub fn write(report: &Report<'_>, hex: bool, out: &mut dyn Write, err: &mut dyn 
         Report::Get { response, value_only } => range(response, *value_only, hex, out),
         Report::Delete(response) => delete(response, hex, out),
         Report::Txn(response) => txn(response, hex, out),
+        Report::Lease(report) => lease::simple(report, out),
         Report::MemberList(response) => rows(&member_rows(response), out),
         Report::Status(list) => rows(&status_rows(list), out),
         Report::Health(list) => list.iter().try_for_each(|found| health(found, out, err)),

@@ -29,6 +29,8 @@ pub const CLUSTER: ClusterId = ClusterId(0xa7ef_944b_9571_1739);
 #[derive(Clone, Debug)]
 pub struct State {
     pub keys: BTreeMap<Bytes, KeyValue>,
+    /// Times to live by lease.
+    pub leases: BTreeMap<i64, i64>,
     pub revision: i64,
     pub leader: Option<MemberId>,
     pub alarms: Vec<AlarmMember>,
@@ -58,6 +60,7 @@ impl Fake {
         };
         let state = State {
             keys: BTreeMap::new(),
+            leases: BTreeMap::new(),
             revision: 1,
             leader: Some(MEMBER),
             alarms: Vec::new(),
@@ -249,6 +252,37 @@ impl Backend for Fake {
     async fn alarm(&self, _: AlarmRequest) -> Result<AlarmResponse, Answer> {
         let state = self.state();
         Ok(AlarmResponse { header: state.header(), alarms: state.alarms.clone() })
+    }
+
+    async fn lease_grant(&self, request: LeaseGrantRequest) -> Result<LeaseGrantResponse, Answer> {
+        let mut state = self.state();
+        let id = if request.id == 0 { 77 } else { request.id };
+        state.leases.insert(id, request.ttl);
+        Ok(LeaseGrantResponse { header: state.header(), id, ttl: request.ttl, ..LeaseGrantResponse::default() })
+    }
+
+    async fn lease_revoke(&self, request: LeaseRevokeRequest) -> Result<LeaseRevokeResponse, Answer> {
+        let mut state = self.state();
+        state.leases.remove(&request.id).ok_or(Answer::LeaseNotFound)?;
+        Ok(LeaseRevokeResponse { header: state.header() })
+    }
+
+    async fn lease_keep_alive(&self, id: i64) -> Result<i64, Answer> {
+        let state = self.state();
+        state.barrier.clone()?;
+        state.leases.get(&id).copied().ok_or(Answer::LeaseNotFound)
+    }
+
+    async fn lease_time_to_live(&self, id: i64, keys: bool) -> Result<LeaseTimeToLiveResponse, Answer> {
+        let granted_ttl = self.state().leases.get(&id).copied().ok_or(Answer::LeaseNotFound)?;
+        let keys = if keys { vec![Bytes::from_static(b"k")] } else { Vec::new() };
+        // As etcd's members send it to each other: there, and empty.
+        let header = Some(ResponseHeader::default());
+        Ok(LeaseTimeToLiveResponse { header, id, ttl: granted_ttl - 1, granted_ttl, keys })
+    }
+
+    fn leases(&self) -> Vec<i64> {
+        self.state().leases.keys().copied().collect()
     }
 
     async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer> {

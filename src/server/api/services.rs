@@ -11,6 +11,7 @@ use tower::Service;
 
 use crate::proto::etcdserverpb::cluster_server::ClusterServer;
 use crate::proto::etcdserverpb::kv_server::KvServer;
+use crate::proto::etcdserverpb::lease_server::LeaseServer;
 use crate::proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::proto::health::health_server::HealthServer;
 use crate::server::api::MESSAGE_OVERHEAD_BYTES;
@@ -18,6 +19,7 @@ use crate::server::api::backend::Backend;
 use crate::server::api::cluster::ClusterService;
 use crate::server::api::health_service::HealthService;
 use crate::server::api::kv::KvService;
+use crate::server::api::lease::LeaseService;
 use crate::server::api::maintenance::MaintenanceService;
 use crate::server::api::methods::Method;
 use crate::server::api::metrics::RequestMetrics;
@@ -26,6 +28,7 @@ use crate::server::api::not_served;
 /// One of each. Cloning a service is cloning a handle.
 pub struct Services {
     kv: KvServer<KvService>,
+    lease: LeaseServer<LeaseService>,
     cluster: ClusterServer<ClusterService>,
     maintenance: MaintenanceServer<MaintenanceService>,
     health: HealthServer<HealthService>,
@@ -36,7 +39,9 @@ impl Services {
         // The interceptor ends larger messages before, in grpc-go's words; this bound only agrees with it.
         let bytes_max = backend.limits().request_bytes_max.saturating_add(MESSAGE_OVERHEAD_BYTES);
         let maintenance = MaintenanceService::new(backend.clone(), metrics.clone());
+        let lease = LeaseService::new(backend.clone(), metrics.clone());
         Services {
+            lease: LeaseServer::new(lease).max_decoding_message_size(bytes_max).max_encoding_message_size(usize::MAX),
             kv: KvServer::new(KvService::new(backend.clone(), metrics))
                 .max_decoding_message_size(bytes_max)
                 .max_encoding_message_size(usize::MAX),
@@ -54,6 +59,7 @@ impl Services {
     {
         let result: Result<Response<Body>, Infallible> = match method.service {
             "etcdserverpb.KV" => self.kv.clone().call(request).await,
+            "etcdserverpb.Lease" => self.lease.clone().call(request).await,
             "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
             "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
             "grpc.health.v1.Health" => self.health.clone().call(request).await,

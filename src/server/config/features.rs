@@ -19,10 +19,11 @@ const GATES: [(&str, bool, Stage, bool); 9] = [
     ("CompactHashCheck", false, Stage::Alpha, false),
     // A matter of etcd's backend; here writes share nothing with readers.
     ("TxnModeWriteWithSharedBuffer", true, Stage::Beta, true),
-    ("LeaseCheckpoint", false, Stage::Alpha, false),
+    // On, unlike etcd: a lease must not live on because leaders change (server.md 5).
+    ("LeaseCheckpoint", true, Stage::Alpha, true),
     ("LeaseCheckpointPersist", false, Stage::Alpha, false),
     ("SetMemberLocalAddr", false, Stage::Alpha, false),
-    // Leases are served by a later release, and may then be slow or fast.
+    // A renewal waits only while something that is committed is not applied yet.
     ("FastLeaseKeepAlive", true, Stage::Beta, true),
     ("PriorityRequest", false, Stage::Alpha, false),
 ];

@@ -17,6 +17,11 @@ use crate::proto::etcdserverpb::DeleteRangeRequest;
 use crate::proto::etcdserverpb::DeleteRangeResponse;
 use crate::proto::etcdserverpb::HashKvResponse;
 use crate::proto::etcdserverpb::HashResponse;
+use crate::proto::etcdserverpb::LeaseGrantRequest;
+use crate::proto::etcdserverpb::LeaseGrantResponse;
+use crate::proto::etcdserverpb::LeaseRevokeRequest;
+use crate::proto::etcdserverpb::LeaseRevokeResponse;
+use crate::proto::etcdserverpb::LeaseTimeToLiveResponse;
 use crate::proto::etcdserverpb::PutRequest;
 use crate::proto::etcdserverpb::PutResponse;
 use crate::proto::etcdserverpb::RangeRequest;
@@ -44,6 +49,7 @@ use crate::server::mvcc::view::View;
 use crate::server::propose::Proposer;
 use crate::server::raft::state_machine::RaftStatus;
 use crate::server::read::Reader;
+use crate::server::run::leases::LeaseRouter;
 use crate::server::run::ports::ViewRecords;
 use crate::server::snapshot::contents::Frozen;
 use crate::server::snapshot::hash::HashOf;
@@ -58,6 +64,7 @@ pub struct MemberBackend {
     pub limits: Limits,
     pub proposer: Proposer,
     pub reader: Reader,
+    pub leases: LeaseRouter,
     pub desk: Arc<Desk>,
     pub published: Published,
     pub queue: ApplyHandle,
@@ -220,6 +227,31 @@ impl Backend for MemberBackend {
     async fn alarm(&self, request: AlarmRequest) -> Result<AlarmResponse, Answer> {
         let request = InternalRaftRequest { alarm: Some(request), ..InternalRaftRequest::default() };
         self.write(request, |reply| if let Reply::Alarm(response) = reply { Some(response) } else { None }).await
+    }
+
+    async fn lease_grant(&self, mut request: LeaseGrantRequest) -> Result<LeaseGrantResponse, Answer> {
+        if request.id == 0 {
+            request.id = self.proposer.ids().next_lease();
+        }
+        let request = InternalRaftRequest { lease_grant: Some(request), ..InternalRaftRequest::default() };
+        self.write(request, |reply| if let Reply::LeaseGrant(response) = reply { Some(response) } else { None }).await
+    }
+
+    async fn lease_revoke(&self, request: LeaseRevokeRequest) -> Result<LeaseRevokeResponse, Answer> {
+        let request = InternalRaftRequest { lease_revoke: Some(request), ..InternalRaftRequest::default() };
+        self.write(request, |reply| if let Reply::LeaseRevoke(response) = reply { Some(response) } else { None }).await
+    }
+
+    async fn lease_keep_alive(&self, id: i64) -> Result<i64, Answer> {
+        self.leases.keep_alive(id).await
+    }
+
+    async fn lease_time_to_live(&self, id: i64, keys: bool) -> Result<LeaseTimeToLiveResponse, Answer> {
+        self.leases.time_to_live(id, keys).await
+    }
+
+    fn leases(&self) -> Vec<i64> {
+        self.leases.keeper.leases()
     }
 
     async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer> {

@@ -4,6 +4,7 @@ pub mod backend;
 pub mod ends;
 pub mod facts;
 pub mod identity;
+pub mod leases;
 pub mod member;
 pub mod ports;
 #[cfg(test)]
