@@ -26,6 +26,7 @@ mod print;
 mod put;
 mod root;
 mod session;
+mod snapshot;
 mod txn;
 mod version;
 

@@ -12,6 +12,7 @@ use super::help;
 use super::lease;
 use super::member;
 use super::put;
+use super::snapshot;
 use super::txn;
 use super::version;
 
@@ -32,6 +33,7 @@ pub static ROOT: Command = Command {
             &version::COMMAND,
             &lease::COMMAND,
             &member::COMMAND,
+            &snapshot::COMMAND,
             &help::OPTIONS,
             &help::HELP,
         ],

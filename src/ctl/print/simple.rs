@@ -143,7 +143,7 @@ fn percent_unused(size: i64, in_use: i64) -> i128 {
 }
 
 /// Bytes with SI units: `20 kB`, `2.1 GB`; one decimal below ten.
-fn size(bytes: i64) -> String {
+pub fn size(bytes: i64) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     let bytes = u64::try_from(bytes).unwrap_or(0);
     if bytes < 10 {

@@ -30,6 +30,8 @@ use crate::proto::etcdserverpb::RangeResponse;
 use crate::proto::etcdserverpb::TxnRequest;
 use crate::proto::etcdserverpb::TxnResponse;
 
+pub use crate::server::api::image_stream::Image;
+
 /// The one thing that the API knows of raft: a copy of its status.
 pub use crate::server::raft::state_machine::RaftStatus;
 pub use crate::server::raft::state_machine::Role;
@@ -134,6 +136,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer>;
     /// Hash of everything stored.
     async fn hash(&self) -> Result<HashResponse, Answer>;
+    /// The whole state as etcd's database file, as it is now. Takes its time, and nobody else's.
+    async fn image(&self) -> Result<Image, Answer>;
     /// Makes everything applied durable in the checkpoint. Nothing has to be defragmented (DESIGN.md 4).
     async fn flush(&self) -> Result<(), Answer>;
 }

@@ -1,6 +1,8 @@
 //! A member over a map, for tests of the API: one revision, no history, every state settable.
 
 use std::collections::BTreeMap;
+use std::io::Seek;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -16,6 +18,7 @@ use crate::proto::etcdserverpb::*;
 use crate::proto::mvccpb::KeyValue;
 use crate::server::api::backend::Backend;
 use crate::server::api::backend::Identity;
+use crate::server::api::backend::Image;
 use crate::server::api::backend::Limits;
 use crate::server::api::backend::RaftStatus;
 use crate::server::api::backend::Role;
@@ -295,6 +298,12 @@ impl Backend for Fake {
     async fn hash(&self) -> Result<HashResponse, Answer> {
         assert!(!self.state().stuck, "told to panic");
         Ok(HashResponse { header: None, hash: 7 })
+    }
+
+    async fn image(&self) -> Result<Image, Answer> {
+        let mut file = tempfile::tempfile().expect("a temporary file");
+        file.write_all(b"image").and_then(|()| file.rewind()).expect("a writable file");
+        Ok(Image { file, bytes: 5 })
     }
 
     async fn flush(&self) -> Result<(), Answer> {

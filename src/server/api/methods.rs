@@ -128,8 +128,8 @@ const SERVICES: [(&str, &[(&str, Kind)]); 9] = [
 
 /// Methods of etcd that this release answers with UNIMPLEMENTED: all of these services, and single ones of others.
 const LATER_SERVICES: [&str; 4] = ["etcdserverpb.Watch", "etcdserverpb.Auth", "v3lockpb.Lock", "v3electionpb.Election"];
-const LATER_METHODS: [&str; 7] =
-    ["MemberAdd", "MemberRemove", "MemberUpdate", "MemberPromote", "Snapshot", "MoveLeader", "Downgrade"];
+const LATER_METHODS: [&str; 6] =
+    ["MemberAdd", "MemberRemove", "MemberUpdate", "MemberPromote", "MoveLeader", "Downgrade"];
 
 impl Method {
     pub fn is_served(&self) -> bool {

@@ -17,6 +17,7 @@ pub mod header;
 pub mod health_service;
 pub mod http;
 pub mod http_health;
+pub mod image_stream;
 pub mod interceptors;
 pub mod kv;
 pub mod lease;

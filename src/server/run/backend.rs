@@ -1,5 +1,8 @@
 //! The member as the API sees it: proposals, reads and facts put together from the parts.
 
+use std::io;
+use std::io::Seek;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,12 +34,14 @@ use crate::proto::etcdserverpb::TxnResponse;
 use crate::proto::raftinternalpb::InternalRaftRequest;
 use crate::server::api::backend::Backend;
 use crate::server::api::backend::Identity;
+use crate::server::api::backend::Image;
 use crate::server::api::backend::Limits;
 use crate::server::api::backend::Snapshot;
 use crate::server::api::backend::StoreSizes;
 use crate::server::apply::kv::ApplyError;
 use crate::server::apply::outcome::Reply;
 use crate::server::apply::outcome::header;
+use crate::server::apply::ports::FrozenState;
 use crate::server::apply::published::Published;
 use crate::server::apply::queue::ApplyHandle;
 use crate::server::apply::txn;
@@ -53,6 +58,7 @@ use crate::server::run::leases::LeaseRouter;
 use crate::server::run::ports::ViewRecords;
 use crate::server::snapshot::contents::Frozen;
 use crate::server::snapshot::hash::HashOf;
+use crate::server::snapshot::send::write_image;
 use crate::server::waiters::Desk;
 
 /// How long a hash of everything waits for the apply thread to hand out its state.
@@ -69,6 +75,8 @@ pub struct MemberBackend {
     pub published: Published,
     pub queue: ApplyHandle,
     pub flusher: Arc<Flusher>,
+    /// Where images are written: a file system with room for another copy of the data.
+    pub snap_dir: PathBuf,
     /// Reads that do not come through the log.
     pub ranges: IntCounter,
 }
@@ -92,6 +100,19 @@ impl MemberBackend {
             // Apply answers each kind of request with its own kind of reply.
             expect(reply).ok_or_else(|| Answer::Other("etcdserver: unexpected reply".to_owned()))
         }
+    }
+}
+
+impl MemberBackend {
+    /// The whole state as it is between two entries.
+    async fn freeze(&self) -> Result<FrozenState, Answer> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.queue.freeze(Box::new(move |frozen| {
+            // The caller may have left.
+            let _ = sender.send(frozen);
+        }));
+        let frozen = tokio::time::timeout(FREEZE_TIMEOUT, receiver).await;
+        frozen.map_err(|_| Answer::Timeout)?.map_err(|_| Answer::Stopped)
     }
 }
 
@@ -269,13 +290,7 @@ impl Backend for MemberBackend {
     }
 
     async fn hash(&self) -> Result<HashResponse, Answer> {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        self.queue.freeze(Box::new(move |frozen| {
-            // The caller may have left.
-            let _ = sender.send(frozen);
-        }));
-        let frozen = tokio::time::timeout(FREEZE_TIMEOUT, receiver).await;
-        let frozen = frozen.map_err(|_| Answer::Timeout)?.map_err(|_| Answer::Stopped)?;
+        let frozen = self.freeze().await?;
         let queue = self.queue.clone();
         let revision = frozen.view.revision();
         let hash = blocking(move || {
@@ -284,6 +299,26 @@ impl Backend for MemberBackend {
             crate::server::snapshot::hash::hash(&state, HashOf::Member).map_err(|failure| stop(&queue, failure))
         });
         Ok(HashResponse { header: header(revision), hash: hash.await? })
+    }
+
+    async fn image(&self) -> Result<Image, Answer> {
+        let frozen = self.freeze().await?;
+        let (queue, dir) = (self.queue.clone(), self.snap_dir.clone());
+        blocking(move || {
+            let records = Arc::new(ViewRecords(frozen.view));
+            let state = Frozen { records, buckets: frozen.buckets, applied: frozen.applied };
+            let written = write_image(&state, &dir, bytes::Bytes::new());
+            let mut image = written.map_err(|failure| match failure {
+                // A disk that has no room for a copy is as good as before.
+                Failure::Io { ref source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                    Answer::Other(failure.to_string())
+                }
+                failure => stop(&queue, failure),
+            })?;
+            image.file.rewind().map_err(|error| Answer::Other(error.to_string()))?;
+            Ok(Image { file: image.file, bytes: image.bytes })
+        })
+        .await
     }
 
     async fn flush(&self) -> Result<(), Answer> {

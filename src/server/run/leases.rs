@@ -29,7 +29,7 @@ pub struct LeaseRouter {
 /// Who is to be asked.
 enum Leader {
     Local,
-    Remote(Vec<String>),
+    Remote(MemberId, Vec<String>),
 }
 
 impl LeaseRouter {
@@ -42,12 +42,12 @@ impl LeaseRouter {
                     Err(Answer::NotLeader) => {}
                     done => return done,
                 },
-                Leader::Remote(urls) => {
+                Leader::Remote(leader, urls) => {
+                    let limit = deadline.saturating_duration_since(Instant::now());
                     for url in urls {
-                        let limit = deadline.saturating_duration_since(Instant::now());
-                        match final_answer(&url, self.client.keep_alive(&url, id, limit).await) {
-                            Some(done) => return done,
-                            None => continue,
+                        let asked = self.while_leading(leader, self.client.keep_alive(&url, id, limit)).await;
+                        if let Some(done) = asked.and_then(|asked| final_answer(&url, asked)) {
+                            return done;
                         }
                     }
                 }
@@ -65,12 +65,12 @@ impl LeaseRouter {
                     Err(Answer::NotLeader) => {}
                     done => return done,
                 },
-                Leader::Remote(urls) => {
+                Leader::Remote(leader, urls) => {
+                    let limit = deadline.saturating_duration_since(Instant::now());
                     for url in urls {
-                        let limit = deadline.saturating_duration_since(Instant::now());
-                        match final_answer(&url, self.client.time_to_live(&url, id, keys, limit).await) {
-                            Some(done) => return done,
-                            None => continue,
+                        let asked = self.while_leading(leader, self.client.time_to_live(&url, id, keys, limit)).await;
+                        if let Some(done) = asked.and_then(|asked| final_answer(&url, asked)) {
+                            return done;
                         }
                     }
                 }
@@ -91,7 +91,7 @@ impl LeaseRouter {
         }
         // A leader that this member has not applied yet has no addresses here: asked again after a pause.
         let member = self.cluster.view().members.iter().find(|member| member.id == leader).cloned();
-        Ok(Leader::Remote(member.map(|member| member.peer_urls).unwrap_or_default()))
+        Ok(Leader::Remote(leader, member.map(|member| member.peer_urls).unwrap_or_default()))
     }
 
     async fn wait_leader(&self, deadline: Instant) -> Result<MemberId, Answer> {
@@ -102,6 +102,17 @@ impl LeaseRouter {
             }
             () = tokio::time::sleep_until(deadline.into()) => Err(Answer::NoLeader),
             () = self.desk.until_stopped() => Err(Answer::Stopped),
+        }
+    }
+
+    /// What `leader` answers; `None` as soon as it leads no longer: one that stands still takes connections and says
+    /// nothing, and meanwhile the lease runs out at the next.
+    async fn while_leading<T>(&self, leader: MemberId, asked: impl Future<Output = T>) -> Option<T> {
+        let mut raft = self.desk.watch_raft();
+        tokio::select! {
+            answer = asked => Some(answer),
+            _ = raft.wait_for(|now| now.status.leader.is_some_and(|known| known != leader)) => None,
+            () = self.desk.until_stopped() => None,
         }
     }
 

@@ -157,6 +157,8 @@ struct Assembly<'a> {
     raft: Arc<Raft>,
     flusher: Arc<Flusher>,
     images: Arc<Images>,
+    /// The member's snapshot directory.
+    snap_dir: PathBuf,
     installer: Arc<Installer>,
     published: Published,
     apply_metrics: ApplyMetrics,
@@ -194,6 +196,7 @@ impl<'a> Assembly<'a> {
             raft,
             flusher,
             images,
+            snap_dir: storage.directories.snap.clone(),
             installer,
             published: Published::new(
                 ClusterHandle::new(cluster, local),
@@ -347,6 +350,7 @@ impl<'a> Assembly<'a> {
             published: self.published.clone(),
             queue: self.queue.clone(),
             flusher: self.flusher.clone(),
+            snap_dir: self.snap_dir.clone(),
             ranges: self.apply_metrics.ranges.clone(),
         })
     }
