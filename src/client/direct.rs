@@ -19,6 +19,8 @@ use super::CallError;
 use super::RECEIVE_BYTES_MAX;
 use super::connection::WINDOW_BYTES;
 use super::endpoint::Endpoint;
+use crate::proto::etcdserverpb::CompactionRequest;
+use crate::proto::etcdserverpb::CompactionResponse;
 use crate::proto::etcdserverpb::PutRequest;
 use crate::proto::etcdserverpb::PutResponse;
 use crate::proto::etcdserverpb::RangeRequest;
@@ -52,6 +54,7 @@ struct Targets {
     put: Uri,
     range: Uri,
     txn: Uri,
+    compact: Uri,
 }
 
 impl Direct {
@@ -66,7 +69,8 @@ impl Direct {
             let uri = Uri::builder().scheme("http").authority(parsed.authority()).path_and_query(path).build();
             uri.map_err(|error| format!("{endpoint}: {error}"))
         };
-        let targets = Arc::new(Targets { put: target("Put")?, range: target("Range")?, txn: target("Txn")? });
+        let targets =
+            Targets { put: target("Put")?, range: target("Range")?, txn: target("Txn")?, compact: target("Compact")? };
         let socket = parsed.dial().await?;
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(WINDOW_BYTES)
@@ -76,7 +80,7 @@ impl Direct {
             .map_err(|error| format!("{endpoint}: {error}"))?;
         // How the connection ended shows in the requests that it carried.
         let ended = async move { drop(connection.await) };
-        Ok((Direct { sender, targets }, ended))
+        Ok((Direct { sender, targets: Arc::new(targets) }, ended))
     }
 
     pub async fn put(&mut self, request: &PutRequest) -> Result<PutResponse, DirectError> {
@@ -91,6 +95,11 @@ impl Direct {
 
     pub async fn txn(&mut self, request: &TxnRequest) -> Result<TxnResponse, DirectError> {
         let target = self.targets.txn.clone();
+        self.call(target, request).await
+    }
+
+    pub async fn compact(&mut self, request: &CompactionRequest) -> Result<CompactionResponse, DirectError> {
+        let target = self.targets.compact.clone();
         self.call(target, request).await
     }
 

@@ -44,6 +44,8 @@ const REQUESTS_MAX: usize = 1;
 struct Renewals {
     requests: mpsc::Sender<LeaseKeepAliveRequest>,
     answers: Streaming<LeaseKeepAliveResponse>,
+    /// The first request went out with the stream, its answer was not read yet.
+    asked: bool,
 }
 
 /// Keeps one lease alive for as long as it is asked for the next answer.
@@ -92,7 +94,7 @@ impl Client {
     ) -> Result<LeaseKeepAliveResponse, CallError> {
         let attempts = async {
             loop {
-                let renewed = async { self.renewals(deadline).await?.renew(id).await };
+                let renewed = async { self.renewals(id, deadline).await?.renew(id).await };
                 match renewed.await {
                     Ok(answer) if answer.ttl > 0 => return Ok(answer),
                     Ok(_) => return Err(CallError::Answer(Answer::LeaseNotFound)),
@@ -110,22 +112,28 @@ impl Client {
         KeepAlive { client: self, id, deadline: now + first, next_at: now, renewals: None }
     }
 
-    async fn renewals(&self, deadline: Deadline) -> Result<Renewals, Status> {
+    /// Opens a stream with a first renewal in it: etcd's members answer nothing, not even the opening, before they
+    /// were asked something.
+    async fn renewals(&self, id: i64, deadline: Deadline) -> Result<Renewals, Status> {
         let connection = self.balancer.pick().await;
         let (requests, outgoing) = mpsc::channel(REQUESTS_MAX);
+        // There is room for one.
+        let _ = requests.try_send(LeaseKeepAliveRequest { id });
         let codec = ProstCodec::<LeaseKeepAliveRequest, LeaseKeepAliveResponse>::default();
         let mut grpc = self.grpc(connection.wire(&self.authority));
         let request = self.dress(ReceiverStream::new(outgoing), deadline);
         let opened = grpc.streaming(request, PathAndQuery::from_static(KEEP_ALIVE_PATH), codec).await?;
-        Ok(Renewals { requests, answers: opened.into_inner() })
+        Ok(Renewals { requests, answers: opened.into_inner(), asked: true })
     }
 }
 
 impl Renewals {
     async fn renew(&mut self, id: i64) -> Result<LeaseKeepAliveResponse, Status> {
         let broken = || Status::unavailable("error reading from server: EOF");
-        // A stream whose other end is gone says why when it is read.
-        let _ = self.requests.send(LeaseKeepAliveRequest { id }).await;
+        if !std::mem::take(&mut self.asked) {
+            // A stream whose other end is gone says why when it is read.
+            let _ = self.requests.send(LeaseKeepAliveRequest { id }).await;
+        }
         self.answers.message().await.map_err(call::unwrap_transport)?.ok_or_else(broken)
     }
 }
@@ -159,7 +167,7 @@ impl KeepAlive<'_> {
         tokio::time::sleep_until(self.next_at.into()).await;
         let renewals = match &mut self.renewals {
             Some(open) => open,
-            None => self.renewals.insert(self.client.renewals(Deadline::none()).await?),
+            None => self.renewals.insert(self.client.renewals(self.id, Deadline::none()).await?),
         };
         renewals.renew(self.id).await
     }

@@ -246,6 +246,8 @@ fn spelled(request: &Request) -> Vec<u8> {
         Request::DeleteRange(delete) => (b'd', delete.encode_to_vec()),
         Request::Txn(txn) => (b't', txn.encode_to_vec()),
         Request::Compact(compaction) => (b'c', compaction.encode_to_vec()),
+        Request::LeaseGrant(grant) => (b'g', grant.encode_to_vec()),
+        Request::LeaseRevoke(revoke) => (b'v', revoke.encode_to_vec()),
         Request::Range(range) => (b'r', range.encode_to_vec()),
     };
     bytes.push(kind);

@@ -11,6 +11,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::sys::wait::WaitPidFlag;
+use nix::sys::wait::WaitStatus;
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use prost::Message;
 use quorate::disk::real::RealDisk;
@@ -343,6 +346,15 @@ impl Member {
     pub fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.wait_exit()
+    }
+
+    /// SIGSTOP, and waits until every thread stands still: the signal stops one at first, which may get to run late on
+    /// a busy machine, and the others answer their peers until then.
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+        let pid = Pid::from_raw(i32::try_from(self.pid()).expect("pids fit"));
+        let status = waitpid(pid, Some(WaitPidFlag::WUNTRACED));
+        assert_eq!(status, Ok(WaitStatus::Stopped(pid, Signal::SIGSTOP)), "{} was to stand still", self.name);
     }
 
     pub fn signal(&self, signal: Signal) {

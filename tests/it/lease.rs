@@ -1,6 +1,11 @@
 //! Leases over real processes: the leader killed and paused, followers asked, etcd's answers, clusters of both kinds.
 
 use std::collections::BTreeSet;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::path::Path;
+use std::process::Command;
+use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -23,6 +28,7 @@ use crate::cluster::Member;
 use crate::cluster::Program;
 use crate::oracle::oracle;
 use crate::support::eventually;
+use crate::support::named_program;
 
 pub async fn leases(member: &Member) -> LeaseClient<Channel> {
     LeaseClient::new(member.connect().await.expect("a connection"))
@@ -159,6 +165,43 @@ async fn leases_are_answered_as_etcd_answers_them() {
         put_with(&cluster.members[0], "short", id).await.expect("a put");
         until_gone(cluster, id, "short").await;
         assert_eq!(renew(&cluster.members[0], id).await.expect("an answer"), 0);
+    }
+}
+
+/// Lines of a `keep-alive` until the lease is revoked behind the second one.
+async fn kept_alive(cluster: &Cluster, etcdctl: &Path, id: i64) -> Vec<String> {
+    let endpoint = cluster.members[0].endpoint();
+    let mut child = Command::new(etcdctl)
+        .args(["--endpoints", &endpoint, "lease", "keep-alive", &format!("{id:x}")])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines().map(|line| line.expect("text"));
+    let mut told: Vec<String> = lines.by_ref().take(2).collect();
+    leases(&cluster.members[0]).await.lease_revoke(LeaseRevokeRequest { id }).await.expect("revoked");
+    told.extend(lines);
+    assert!(child.wait().expect("it ends").success());
+    told
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_client_keeps_leases_alive_at_members_of_both_kinds() {
+    let Some(real) = oracle("our_client_keeps_leases_alive_at_members_of_both_kinds") else { return };
+    let (_link, etcdctl) = named_program("etcdctl");
+    for program in [Program::Ours, Program::Etcd(real.etcd.clone())] {
+        let cluster = Cluster::start(&[program], &[]).await;
+        let id = grant(&cluster.members[0], 3).await;
+        // The same as the original does with it.
+        for client in [&etcdctl, &real.etcdctl] {
+            let words = ["--endpoints", &cluster.members[0].endpoint(), "lease", "keep-alive", "--once"];
+            let output = Command::new(client).args(words).arg(format!("{id:x}")).output().expect("it runs");
+            assert_eq!(String::from_utf8_lossy(&output.stdout), format!("lease {id:016x} keepalived with TTL(3)\n"));
+        }
+        let told = kept_alive(&cluster, &etcdctl, id).await;
+        let beat = format!("lease {id:016x} keepalived with TTL(3)");
+        let (last, beats) = told.split_last().expect("lines");
+        assert_eq!(*last, format!("lease {id:016x} expired or revoked."));
+        assert!(beats.len() >= 2 && beats.iter().all(|line| *line == beat), "{beats:?}");
     }
 }
 

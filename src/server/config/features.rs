@@ -15,8 +15,8 @@ enum Stage {
 /// Name, default, stage, and whether this release can do otherwise than the default.
 const GATES: [(&str, bool, Stage, bool); 9] = [
     ("StopGRPCServiceOnDefrag", false, Stage::Alpha, true),
-    ("InitialCorruptCheck", false, Stage::Alpha, false),
-    ("CompactHashCheck", false, Stage::Alpha, false),
+    ("InitialCorruptCheck", false, Stage::Alpha, true),
+    ("CompactHashCheck", false, Stage::Alpha, true),
     // A matter of etcd's backend; here writes share nothing with readers.
     ("TxnModeWriteWithSharedBuffer", true, Stage::Beta, true),
     // On, unlike etcd: a lease must not live on because leaders change (server.md 5).
@@ -133,8 +133,8 @@ mod tests {
 
     #[test]
     fn gates_that_are_not_served_are_found() {
-        let gates = FeatureGates::parse("InitialCorruptCheck=true,StopGRPCServiceOnDefrag=true").expect("valid");
-        assert_eq!(gates.unserved(), ["InitialCorruptCheck"]);
+        let gates = FeatureGates::parse("LeaseCheckpoint=true,InitialCorruptCheck=true").expect("valid");
+        assert_eq!(gates.unserved(), ["LeaseCheckpoint"]);
         assert!(FeatureGates::default().unserved().is_empty());
     }
 }
