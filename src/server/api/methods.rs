@@ -192,7 +192,8 @@ mod tests {
         check("/etcdserverpb.KV/RangeStream", Some((ServerStream, true)));
         check("/etcdserverpb.Watch/Watch", Some((BidiStream, false)));
         check("/grpc.health.v1.Health/Watch", Some((ServerStream, true)));
-        check("/etcdserverpb.Maintenance/Snapshot", Some((ServerStream, false)));
+        check("/etcdserverpb.Maintenance/Snapshot", Some((ServerStream, true)));
+        check("/etcdserverpb.Maintenance/MoveLeader", Some((Unary, false)));
         check("/etcdserverpb.KV/Nope", None);
         assert_eq!(all().count(), 51);
     }

@@ -133,8 +133,8 @@ mod tests {
 
     #[test]
     fn gates_that_are_not_served_are_found() {
-        let gates = FeatureGates::parse("LeaseCheckpoint=true,InitialCorruptCheck=true").expect("valid");
-        assert_eq!(gates.unserved(), ["LeaseCheckpoint"]);
+        let gates = FeatureGates::parse("LeaseCheckpointPersist=true,LeaseCheckpoint=false").expect("valid");
+        assert_eq!(gates.unserved(), ["LeaseCheckpointPersist"]);
         assert!(FeatureGates::default().unserved().is_empty());
     }
 }
