@@ -154,12 +154,12 @@ impl Client {
         (sent.map(tonic::Response::into_inner).map_err(unwrap_transport), wire.never_left())
     }
 
-    fn grpc(&self, wire: Wire) -> Grpc<Wire> {
+    pub(super) fn grpc(&self, wire: Wire) -> Grpc<Wire> {
         Grpc::new(wire).max_decoding_message_size(self.receive_bytes_max).max_encoding_message_size(usize::MAX)
     }
 
     /// Adds the metadata that every call carries.
-    fn dress<Q>(&self, message: Q, deadline: Deadline) -> Request<Q> {
+    pub(super) fn dress<Q>(&self, message: Q, deadline: Deadline) -> Request<Q> {
         let mut request = Request::new(message);
         if let Some(left) = deadline.left().filter(|left| *left < TOLD_DEADLINE_MAX) {
             request.set_timeout(left + DEADLINE_SLACK);
@@ -227,7 +227,7 @@ pub(super) async fn within<T>(deadline: Deadline, work: impl Future<Output = T>)
 }
 
 /// Replaces what tonic says of a broken connection or an oversized answer by what grpc-go says.
-fn unwrap_transport(status: Status) -> Status {
+pub(super) fn unwrap_transport(status: Status) -> Status {
     if let Some(limits) = status.message().strip_prefix("Error, decoded message length too large: found ") {
         let numbers: Vec<&str> =
             limits.split(|at: char| !at.is_ascii_digit()).filter(|part| !part.is_empty()).collect();

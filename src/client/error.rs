@@ -49,6 +49,14 @@ impl CallError {
         }
     }
 
+    /// With gRPC's wrapping, as commands tell it that do not take it off.
+    pub fn wrapped(&self) -> String {
+        match self {
+            CallError::Answer(answer) => format!("rpc error: code = {} desc = {answer}", code_name(answer.code())),
+            CallError::Deadline { .. } | CallError::Canceled | CallError::Other(_) => self.to_string(),
+        }
+    }
+
     /// Whether the server said exactly this.
     pub fn is(&self, answer: &Answer) -> bool {
         matches!(self, CallError::Answer(said) if said == answer)

@@ -1,5 +1,7 @@
 //! Calls of the maintenance service. Each concerns the one member that answers, so clients for them have one endpoint.
 
+use tonic::Streaming;
+
 use super::CallError;
 use super::Client;
 use super::Deadline;
@@ -8,12 +10,15 @@ use crate::proto::etcdserverpb::AlarmRequest;
 use crate::proto::etcdserverpb::AlarmResponse;
 use crate::proto::etcdserverpb::HashKvRequest;
 use crate::proto::etcdserverpb::HashKvResponse;
+use crate::proto::etcdserverpb::SnapshotRequest;
+use crate::proto::etcdserverpb::SnapshotResponse;
 use crate::proto::etcdserverpb::StatusRequest;
 use crate::proto::etcdserverpb::StatusResponse;
 use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 
 const ALARM_LIST: Method = Method::read("/etcdserverpb.Maintenance/Alarm");
 const STATUS: Method = Method::read("/etcdserverpb.Maintenance/Status");
+const SNAPSHOT: Method = Method::read("/etcdserverpb.Maintenance/Snapshot");
 const HASH_KV: Method = Method::read("/etcdserverpb.Maintenance/HashKV");
 
 impl Client {
@@ -25,6 +30,11 @@ impl Client {
 
     pub async fn status(&self, deadline: Deadline) -> Result<StatusResponse, CallError> {
         self.unary(&STATUS, StatusRequest {}, deadline).await
+    }
+
+    /// The member's database in chunks, its digest last. Without a deadline: it takes as long as it takes.
+    pub async fn snapshot(&self) -> Result<Streaming<SnapshotResponse>, CallError> {
+        self.server_stream(&SNAPSHOT, SnapshotRequest {}, Deadline::none()).await
     }
 
     /// The hash over all keys at `revision`; 0 is the latest.

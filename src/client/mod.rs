@@ -4,7 +4,7 @@
 //! there is none, and ends by its own deadline. The calls live in files named like those of `server/api`.
 //!
 //! ```text
-//! kv, cluster, maintenance ──▶ call (deadline, attempts, metadata) ──▶ balancer ──▶ connection (HTTP/2)
+//! kv, lease, cluster, maintenance ──▶ call (deadline, attempts, metadata) ──▶ balancer ──▶ connection (HTTP/2)
 //!                                   └── retry: may this be sent again?
 //! bench ──▶ direct (one bare connection)
 //! ```
@@ -17,6 +17,7 @@ pub mod direct;
 pub mod endpoint;
 pub mod error;
 mod kv;
+pub mod lease;
 mod maintenance;
 pub mod retry;
 #[cfg(test)]

@@ -16,6 +16,8 @@ pub enum Exit {
     InvalidInput = 3,
     /// A known flag carries an unsupported value.
     BadFeature = 4,
+    /// What was under way was broken off.
+    Interrupted = 5,
     /// Number or form of the arguments.
     BadArguments = 128,
 }

@@ -69,6 +69,11 @@ pub fn shows_warnings(level: Option<&str>) -> Option<bool> {
     }
 }
 
+/// Whether news are shown under this value of `ETCD_CLIENT_DEBUG`.
+pub fn shows_news(level: Option<&str>) -> bool {
+    shows_warnings(level).unwrap_or(true) && level != Some("warn")
+}
+
 /// What is told of a level that is none, with the date as Go's log package writes it.
 pub fn bad_level() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -19,12 +19,14 @@ pub(crate) mod get;
 mod go_number;
 mod go_text;
 mod help;
+mod lease;
 mod log;
 mod member;
 mod print;
 pub(crate) mod put;
 mod root;
 mod session;
+mod snapshot;
 pub(crate) mod txn;
 mod version;
 

@@ -9,8 +9,10 @@ use super::flags::Flag;
 use super::flags::Kind;
 use super::get;
 use super::help;
+use super::lease;
 use super::member;
 use super::put;
+use super::snapshot;
 use super::txn;
 use super::version;
 
@@ -29,7 +31,9 @@ pub static ROOT: Command = Command {
             &compaction::COMMAND,
             &endpoint::COMMAND,
             &version::COMMAND,
+            &lease::COMMAND,
             &member::COMMAND,
+            &snapshot::COMMAND,
             &help::OPTIONS,
             &help::HELP,
         ],

@@ -55,6 +55,10 @@ impl Session<'_> {
         Ok(Session { found, values, args, console, variables, personality, format: Format::Simple, runtime })
     }
 
+    pub fn personality(&self) -> Personality {
+        self.personality
+    }
+
     pub fn program(&self) -> &'static str {
         self.personality.program()
     }
@@ -130,8 +134,17 @@ impl Session<'_> {
     }
 
     fn warns(&self) -> bool {
+        log::shows_warnings(self.log_level()).unwrap_or(true)
+    }
+
+    /// Whether the original would tell what it does.
+    pub fn informs(&self) -> bool {
+        log::shows_news(self.log_level())
+    }
+
+    fn log_level(&self) -> Option<&str> {
         let level = self.variables.iter().find(|(name, _)| name == "ETCD_CLIENT_DEBUG");
-        log::shows_warnings(level.map(|(_, level)| level.as_str())).unwrap_or(true)
+        level.map(|(_, level)| level.as_str())
     }
 
     /// `--command-timeout` from now. One that is not positive has passed already.

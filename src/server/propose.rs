@@ -52,15 +52,23 @@ const NO_LEADER_PAUSE: Duration = Duration::from_millis(10);
 /// What proposals and reads need of raft. Never waits.
 pub trait RaftPort: Send + Sync {
     fn propose(&self, request_id: u64, data: Bytes) -> Result<(), Busy>;
+    /// Appended by this member as the leader of `term`, or refused.
+    fn propose_in_term(&self, term: u64, request_id: u64, data: Bytes) -> Result<(), Busy>;
     fn propose_conf_change(&self, request_id: u64, change: ConfChange) -> Result<(), Busy>;
     fn read_index(&self, context: Bytes);
     /// This member leads, has committed in its term and is the only voter.
     fn lone_leader(&self) -> bool;
+    /// For how long raft has ticked without a break: a leader that stood still may have been replaced unknowingly.
+    fn steady_for(&self) -> Duration;
 }
 
 impl RaftPort for RaftHandle {
     fn propose(&self, request_id: u64, data: Bytes) -> Result<(), Busy> {
         RaftHandle::propose(self, request_id, data)
+    }
+
+    fn propose_in_term(&self, term: u64, request_id: u64, data: Bytes) -> Result<(), Busy> {
+        RaftHandle::propose_in_term(self, term, request_id, data)
     }
 
     fn propose_conf_change(&self, request_id: u64, change: ConfChange) -> Result<(), Busy> {
@@ -73,6 +81,10 @@ impl RaftPort for RaftHandle {
 
     fn lone_leader(&self) -> bool {
         RaftHandle::lone_leader(self)
+    }
+
+    fn steady_for(&self) -> Duration {
+        RaftHandle::steady_for(self)
     }
 }
 
@@ -174,6 +186,23 @@ impl Proposer {
             Box::pin(self.raise_no_space()).await;
         }
         result
+    }
+
+    /// Writes what this member decided as the leader of `term`, or `NotLeader` once it is not: the entry is never handed
+    /// to another leader, who may know better. For decisions by the clock (lease expiry); such entries cost nothing.
+    pub fn propose_in_term(
+        &self,
+        term: u64,
+        request: InternalRaftRequest,
+    ) -> impl Future<Output = Result<Reply, Answer>> + Send + use<> {
+        let Encoded { id, data } = self.encode(request);
+        let proposer = self.clone();
+        async move {
+            proposer.admit()?;
+            let inner = &proposer.inner;
+            let deadline = Instant::now() + inner.limits.request_timeout;
+            proposer.enter(id, Some(deadline), || inner.raft.propose_in_term(term, id, data.clone())).await
+        }
     }
 
     /// The quota at the door: raises NOSPACE and refuses when `cost_bytes` do not fit. The API calls it before it
@@ -317,6 +346,7 @@ impl Proposer {
             match notice {
                 Ok(Notice::Answered(result)) => return result,
                 Ok(Notice::Lost) => return failed(Answer::Timeout),
+                Ok(Notice::Refused(Refusal::TermOver)) => return Err(Answer::NotLeader),
                 Ok(Notice::Refused(Refusal::Dropped)) => return failed(Answer::ProposalDropped),
                 Ok(Notice::Refused(Refusal::NoLeader)) => match Box::pin(self.until_leader(deadline)).await {
                     Ok(()) => {}

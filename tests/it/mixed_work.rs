@@ -47,7 +47,7 @@ pub async fn write_through_each(cluster: &Cluster, prefix: &str) {
     }
 }
 
-/// A lease granted through a real member: ours serves no leases yet, but applies them.
+/// A lease granted through a real member.
 pub async fn grant_lease(member: &Member) -> i64 {
     let grant = LeaseGrantRequest { ttl: LEASE_SECONDS, id: 0 };
     let channel = member.connect().await.expect("a connection");

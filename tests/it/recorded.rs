@@ -50,7 +50,7 @@ const NOT_IN_THREE: [(&str, &str); 4] = [
     ("b3a845f0edf5def2", "a member that member add made: later"),
     ("m5 --peer-urls", LATER),
 ];
-const NOT_IN_MEMBER_ENDPOINT: [(&str, &str); 13] = [
+const NOT_IN_MEMBER_ENDPOINT: [(&str, &str); 17] = [
     ("-w protobuf member list", BYTES),
     ("member add", LATER),
     ("member remove", LATER),
@@ -60,7 +60,11 @@ const NOT_IN_MEMBER_ENDPOINT: [(&str, &str); 13] = [
     ("alarm", LATER),
     ("defrag", LATER),
     ("move-leader", LATER),
-    ("snapshot", LATER),
+    ("snapshot save snap.db", "a file in the test's directory: lease and snapshot tests save there"),
+    ("etcdutl -w", "another program"),
+    ("etcdutl snapshot", "another program"),
+    ("etcdutl hashkv", "another program"),
+    ("etcdutl defrag", "another program"),
     ("etcdutl version", "another program"),
     ("etcdutl bogus", "another program"),
     ("etcdutl migrate", "another program"),

@@ -7,6 +7,7 @@ use super::EndpointHash;
 use super::EndpointHealth;
 use super::EndpointStatus;
 use super::Report;
+use super::lease;
 use crate::ctl::go_text::quote;
 use crate::proto::etcdserverpb::DeleteRangeResponse;
 use crate::proto::etcdserverpb::Member;
@@ -25,6 +26,10 @@ pub fn write(report: &Report<'_>, hex: bool, out: &mut dyn Write) -> io::Result<
         Report::Get { response, .. } => fields.range(response),
         Report::Delete(response) => fields.delete(response),
         Report::Txn(response) => fields.txn(response),
+        Report::Lease(report) => {
+            fields.header(report.header())?;
+            lease::fields(report, hex, fields.out)
+        }
         Report::MemberList(response) => fields.members(response),
         Report::Status(list) => list.iter().try_for_each(|found| fields.status(found)),
         Report::Health(list) => list.iter().try_for_each(|found| fields.health(found)),

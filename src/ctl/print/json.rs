@@ -10,6 +10,7 @@ use super::EndpointHash;
 use super::EndpointHealth;
 use super::EndpointStatus;
 use super::Report;
+use super::lease;
 use crate::proto::etcdserverpb::DeleteRangeResponse;
 use crate::proto::etcdserverpb::Member;
 use crate::proto::etcdserverpb::MemberListResponse;
@@ -28,6 +29,10 @@ pub fn write(report: &Report<'_>, hex: bool, out: &mut dyn Write) -> io::Result<
         Report::Get { response, .. } => range(response),
         Report::Delete(response) => delete(response),
         Report::Txn(response) => txn(response),
+        Report::Lease(report) => {
+            let header = report.header().map(|of| header(of, false)).unwrap_or_default();
+            lease::json(report, header.trim_matches(['{', '}']))
+        }
         Report::MemberList(response) => members(response, hex),
         Report::Status(list) => list_or_null(list, status),
         Report::Health(list) => list_or_null(list, health),

@@ -2,6 +2,7 @@
 
 pub mod fields;
 pub mod json;
+pub mod lease;
 pub mod protobuf;
 pub mod simple;
 pub mod table;
@@ -85,6 +86,7 @@ pub enum Report<'a> {
     },
     Delete(&'a DeleteRangeResponse),
     Txn(&'a TxnResponse),
+    Lease(lease::LeaseReport<'a>),
     MemberList(&'a MemberListResponse),
     Status(&'a [EndpointStatus]),
     Health(&'a [EndpointHealth]),
@@ -98,7 +100,10 @@ impl Report<'_> {
         match format {
             Format::Simple | Format::Json | Format::Fields => true,
             Format::Table => per_endpoint || matches!(self, Report::MemberList(_)),
-            Format::Protobuf => !per_endpoint,
+            Format::Protobuf => match self {
+                Report::Lease(report) => report.is_known_to_protobuf(),
+                _ => !per_endpoint,
+            },
         }
     }
 }

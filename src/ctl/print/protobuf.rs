@@ -6,6 +6,7 @@ use std::io::Write;
 use prost::Message;
 
 use super::Report;
+use super::lease;
 
 pub fn write(report: &Report<'_>, out: &mut dyn Write) -> io::Result<()> {
     let bytes = match report {
@@ -13,6 +14,7 @@ pub fn write(report: &Report<'_>, out: &mut dyn Write) -> io::Result<()> {
         Report::Get { response, .. } => response.encode_to_vec(),
         Report::Delete(response) => response.encode_to_vec(),
         Report::Txn(response) => response.encode_to_vec(),
+        Report::Lease(report) => lease::protobuf(report),
         Report::MemberList(response) => response.encode_to_vec(),
         // Not in the support matrix: these are lists made here, no message of the API.
         Report::Status(_) | Report::Health(_) | Report::HashKv(_) => Vec::new(),

@@ -6,6 +6,7 @@ use std::io::Write;
 use super::EndpointHealth;
 use super::EndpointStatus;
 use super::Report;
+use super::lease;
 use crate::proto::etcdserverpb::DeleteRangeResponse;
 use crate::proto::etcdserverpb::Member;
 use crate::proto::etcdserverpb::MemberListResponse;
@@ -21,6 +22,7 @@ pub fn write(report: &Report<'_>, hex: bool, out: &mut dyn Write, err: &mut dyn 
         Report::Get { response, value_only } => range(response, *value_only, hex, out),
         Report::Delete(response) => delete(response, hex, out),
         Report::Txn(response) => txn(response, hex, out),
+        Report::Lease(report) => lease::simple(report, out),
         Report::MemberList(response) => rows(&member_rows(response), out),
         Report::Status(list) => rows(&status_rows(list), out),
         Report::Health(list) => list.iter().try_for_each(|found| health(found, out, err)),
@@ -141,7 +143,7 @@ fn percent_unused(size: i64, in_use: i64) -> i128 {
 }
 
 /// Bytes with SI units: `20 kB`, `2.1 GB`; one decimal below ten.
-fn size(bytes: i64) -> String {
+pub fn size(bytes: i64) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     let bytes = u64::try_from(bytes).unwrap_or(0);
     if bytes < 10 {

@@ -17,6 +17,11 @@ use crate::proto::etcdserverpb::DeleteRangeRequest;
 use crate::proto::etcdserverpb::DeleteRangeResponse;
 use crate::proto::etcdserverpb::HashKvResponse;
 use crate::proto::etcdserverpb::HashResponse;
+use crate::proto::etcdserverpb::LeaseGrantRequest;
+use crate::proto::etcdserverpb::LeaseGrantResponse;
+use crate::proto::etcdserverpb::LeaseRevokeRequest;
+use crate::proto::etcdserverpb::LeaseRevokeResponse;
+use crate::proto::etcdserverpb::LeaseTimeToLiveResponse;
 use crate::proto::etcdserverpb::Member;
 use crate::proto::etcdserverpb::PutRequest;
 use crate::proto::etcdserverpb::PutResponse;
@@ -24,6 +29,8 @@ use crate::proto::etcdserverpb::RangeRequest;
 use crate::proto::etcdserverpb::RangeResponse;
 use crate::proto::etcdserverpb::TxnRequest;
 use crate::proto::etcdserverpb::TxnResponse;
+
+pub use crate::server::api::image_stream::Image;
 
 /// The one thing that the API knows of raft: a copy of its status.
 pub use crate::server::raft::state_machine::RaftStatus;
@@ -115,10 +122,22 @@ pub trait Backend: Send + Sync + 'static {
     async fn compact(&self, request: CompactionRequest) -> Result<CompactionResponse, Answer>;
     async fn alarm(&self, request: AlarmRequest) -> Result<AlarmResponse, Answer>;
 
+    /// Id 0 picks one.
+    async fn lease_grant(&self, request: LeaseGrantRequest) -> Result<LeaseGrantResponse, Answer>;
+    async fn lease_revoke(&self, request: LeaseRevokeRequest) -> Result<LeaseRevokeResponse, Answer>;
+    /// Renews a lease, wherever the leader is: its time to live in seconds; `LeaseNotFound` for one that is gone.
+    async fn lease_keep_alive(&self, id: i64) -> Result<i64, Answer>;
+    /// What the leader knows of a lease; `LeaseNotFound` for one that is gone.
+    async fn lease_time_to_live(&self, id: i64, keys: bool) -> Result<LeaseTimeToLiveResponse, Answer>;
+    /// All leases as this member has them; on the leader the one that ends first first.
+    fn leases(&self) -> Vec<i64>;
+
     /// Hash of the key space at a revision (server.md 3.9).
     async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer>;
     /// Hash of everything stored.
     async fn hash(&self) -> Result<HashResponse, Answer>;
+    /// The whole state as etcd's database file, as it is now. Takes its time, and nobody else's.
+    async fn image(&self) -> Result<Image, Answer>;
     /// Makes everything applied durable in the checkpoint. Nothing has to be defragmented (DESIGN.md 4).
     async fn flush(&self) -> Result<(), Answer>;
 }

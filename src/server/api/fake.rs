@@ -1,6 +1,8 @@
 //! A member over a map, for tests of the API: one revision, no history, every state settable.
 
 use std::collections::BTreeMap;
+use std::io::Seek;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -16,6 +18,7 @@ use crate::proto::etcdserverpb::*;
 use crate::proto::mvccpb::KeyValue;
 use crate::server::api::backend::Backend;
 use crate::server::api::backend::Identity;
+use crate::server::api::backend::Image;
 use crate::server::api::backend::Limits;
 use crate::server::api::backend::RaftStatus;
 use crate::server::api::backend::Role;
@@ -29,6 +32,8 @@ pub const CLUSTER: ClusterId = ClusterId(0xa7ef_944b_9571_1739);
 #[derive(Clone, Debug)]
 pub struct State {
     pub keys: BTreeMap<Bytes, KeyValue>,
+    /// Times to live by lease.
+    pub leases: BTreeMap<i64, i64>,
     pub revision: i64,
     pub leader: Option<MemberId>,
     pub alarms: Vec<AlarmMember>,
@@ -58,6 +63,7 @@ impl Fake {
         };
         let state = State {
             keys: BTreeMap::new(),
+            leases: BTreeMap::new(),
             revision: 1,
             leader: Some(MEMBER),
             alarms: Vec::new(),
@@ -251,6 +257,37 @@ impl Backend for Fake {
         Ok(AlarmResponse { header: state.header(), alarms: state.alarms.clone() })
     }
 
+    async fn lease_grant(&self, request: LeaseGrantRequest) -> Result<LeaseGrantResponse, Answer> {
+        let mut state = self.state();
+        let id = if request.id == 0 { 77 } else { request.id };
+        state.leases.insert(id, request.ttl);
+        Ok(LeaseGrantResponse { header: state.header(), id, ttl: request.ttl, ..LeaseGrantResponse::default() })
+    }
+
+    async fn lease_revoke(&self, request: LeaseRevokeRequest) -> Result<LeaseRevokeResponse, Answer> {
+        let mut state = self.state();
+        state.leases.remove(&request.id).ok_or(Answer::LeaseNotFound)?;
+        Ok(LeaseRevokeResponse { header: state.header() })
+    }
+
+    async fn lease_keep_alive(&self, id: i64) -> Result<i64, Answer> {
+        let state = self.state();
+        state.barrier.clone()?;
+        state.leases.get(&id).copied().ok_or(Answer::LeaseNotFound)
+    }
+
+    async fn lease_time_to_live(&self, id: i64, keys: bool) -> Result<LeaseTimeToLiveResponse, Answer> {
+        let granted_ttl = self.state().leases.get(&id).copied().ok_or(Answer::LeaseNotFound)?;
+        let keys = if keys { vec![Bytes::from_static(b"k")] } else { Vec::new() };
+        // As etcd's members send it to each other: there, and empty.
+        let header = Some(ResponseHeader::default());
+        Ok(LeaseTimeToLiveResponse { header, id, ttl: granted_ttl - 1, granted_ttl, keys })
+    }
+
+    fn leases(&self) -> Vec<i64> {
+        self.state().leases.keys().copied().collect()
+    }
+
     async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer> {
         let state = self.state();
         let hash_revision = if revision == 0 { state.revision } else { revision };
@@ -261,6 +298,12 @@ impl Backend for Fake {
     async fn hash(&self) -> Result<HashResponse, Answer> {
         assert!(!self.state().stuck, "told to panic");
         Ok(HashResponse { header: None, hash: 7 })
+    }
+
+    async fn image(&self) -> Result<Image, Answer> {
+        let mut file = tempfile::tempfile().expect("a temporary file");
+        file.write_all(b"image").and_then(|()| file.rewind()).expect("a writable file");
+        Ok(Image { file, bytes: 5 })
     }
 
     async fn flush(&self) -> Result<(), Answer> {

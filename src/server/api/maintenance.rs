@@ -25,7 +25,6 @@ use crate::proto::etcdserverpb::HashResponse;
 use crate::proto::etcdserverpb::MoveLeaderRequest;
 use crate::proto::etcdserverpb::MoveLeaderResponse;
 use crate::proto::etcdserverpb::SnapshotRequest;
-use crate::proto::etcdserverpb::SnapshotResponse;
 use crate::proto::etcdserverpb::StatusRequest;
 use crate::proto::etcdserverpb::StatusResponse;
 use crate::proto::etcdserverpb::alarm_request::AlarmAction;
@@ -33,6 +32,7 @@ use crate::proto::etcdserverpb::maintenance_server::Maintenance;
 use crate::server::api::backend::Backend;
 use crate::server::api::backend::Limits;
 use crate::server::api::header;
+use crate::server::api::image_stream::ImageStream;
 use crate::server::api::metrics::RequestMetrics;
 use crate::server::api::not_served;
 
@@ -133,10 +133,12 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(response))
     }
 
-    type SnapshotStream = tokio_stream::Empty<Result<SnapshotResponse, Status>>;
+    type SnapshotStream = ImageStream;
 
     async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(not_served("Snapshot"))
+        let image = self.backend.image().await?;
+        let version = self.backend.storage_version().unwrap_or_default();
+        Ok(Response::new(ImageStream::start(image, version)))
     }
 
     async fn move_leader(&self, _: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {

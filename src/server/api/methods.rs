@@ -127,10 +127,9 @@ const SERVICES: [(&str, &[(&str, Kind)]); 9] = [
 ];
 
 /// Methods of etcd that this release answers with UNIMPLEMENTED: all of these services, and single ones of others.
-const LATER_SERVICES: [&str; 5] =
-    ["etcdserverpb.Watch", "etcdserverpb.Lease", "etcdserverpb.Auth", "v3lockpb.Lock", "v3electionpb.Election"];
-const LATER_METHODS: [&str; 7] =
-    ["MemberAdd", "MemberRemove", "MemberUpdate", "MemberPromote", "Snapshot", "MoveLeader", "Downgrade"];
+const LATER_SERVICES: [&str; 4] = ["etcdserverpb.Watch", "etcdserverpb.Auth", "v3lockpb.Lock", "v3electionpb.Election"];
+const LATER_METHODS: [&str; 6] =
+    ["MemberAdd", "MemberRemove", "MemberUpdate", "MemberPromote", "MoveLeader", "Downgrade"];
 
 impl Method {
     pub fn is_served(&self) -> bool {
@@ -193,7 +192,8 @@ mod tests {
         check("/etcdserverpb.KV/RangeStream", Some((ServerStream, true)));
         check("/etcdserverpb.Watch/Watch", Some((BidiStream, false)));
         check("/grpc.health.v1.Health/Watch", Some((ServerStream, true)));
-        check("/etcdserverpb.Maintenance/Snapshot", Some((ServerStream, false)));
+        check("/etcdserverpb.Maintenance/Snapshot", Some((ServerStream, true)));
+        check("/etcdserverpb.Maintenance/MoveLeader", Some((Unary, false)));
         check("/etcdserverpb.KV/Nope", None);
         assert_eq!(all().count(), 51);
     }

@@ -1,7 +1,7 @@
 //! What clients see: gRPC services and HTTP endpoints on one port.
 //!
 //! ```text
-//!  listener ──▶ sniff ──HTTP/2──▶ interceptors ──▶ kv · cluster · maintenance · health_service ──▶ Backend
+//!  listener ──▶ sniff ──HTTP/2──▶ interceptors ──▶ kv · lease · cluster · maintenance · health_service ──▶ Backend
 //!                 └────HTTP/1.1─▶ http ──▶ /health /livez /readyz /version /metrics /debug/vars
 //! ```
 //!
@@ -18,8 +18,10 @@ pub mod header;
 pub mod health_service;
 pub mod http;
 pub mod http_health;
+pub mod image_stream;
 pub mod interceptors;
 pub mod kv;
+pub mod lease;
 pub mod listener;
 pub mod maintenance;
 pub mod methods;

@@ -12,6 +12,7 @@ use tower::Service;
 
 use crate::proto::etcdserverpb::cluster_server::ClusterServer;
 use crate::proto::etcdserverpb::kv_server::KvServer;
+use crate::proto::etcdserverpb::lease_server::LeaseServer;
 use crate::proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::proto::health::health_server::HealthServer;
 use crate::server::api::MESSAGE_OVERHEAD_BYTES;
@@ -19,6 +20,7 @@ use crate::server::api::backend::Backend;
 use crate::server::api::cluster::ClusterService;
 use crate::server::api::health_service::HealthService;
 use crate::server::api::kv::KvService;
+use crate::server::api::lease::LeaseService;
 use crate::server::api::maintenance::MaintenanceService;
 use crate::server::api::methods::Method;
 use crate::server::api::metrics::RequestMetrics;
@@ -34,6 +36,7 @@ const KV: &str = "etcdserverpb.KV";
 pub struct Services {
     plain_kv: KvService,
     kv: KvServer<KvService>,
+    lease: LeaseServer<LeaseService>,
     cluster: ClusterServer<ClusterService>,
     maintenance: MaintenanceServer<MaintenanceService>,
     health: HealthServer<HealthService>,
@@ -44,10 +47,12 @@ impl Services {
         // The interceptor ends larger messages before, in grpc-go's words; this bound only agrees with it.
         let bytes_max = backend.limits().request_bytes_max.saturating_add(MESSAGE_OVERHEAD_BYTES);
         let maintenance = MaintenanceService::new(backend.clone(), metrics.clone());
+        let lease = LeaseService::new(backend.clone(), metrics.clone());
         let kv = KvService::new(backend.clone(), metrics);
         Services {
             plain_kv: kv.clone(),
             kv: KvServer::new(kv).max_decoding_message_size(bytes_max).max_encoding_message_size(usize::MAX),
+            lease: LeaseServer::new(lease).max_decoding_message_size(bytes_max).max_encoding_message_size(usize::MAX),
             cluster: ClusterServer::new(ClusterService::new(backend)).max_decoding_message_size(bytes_max),
             maintenance: MaintenanceServer::new(maintenance).max_decoding_message_size(bytes_max),
             health: HealthServer::new(HealthService).max_decoding_message_size(bytes_max),
@@ -96,6 +101,7 @@ impl Services {
     {
         let result: Result<Response<Body>, Infallible> = match method.service {
             KV => self.kv.clone().call(request).await,
+            "etcdserverpb.Lease" => self.lease.clone().call(request).await,
             "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
             "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
             "grpc.health.v1.Health" => self.health.clone().call(request).await,

@@ -9,6 +9,7 @@ use prometheus::Registry;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio_stream::StreamExt;
 use tonic::Code;
 use tonic::Request;
 use tonic::transport::Channel;
@@ -255,14 +256,68 @@ async fn status_and_members_are_local() {
 }
 
 #[tokio::test]
+async fn leases_are_granted_renewed_shown_and_revoked() {
+    let port = Port::start().await;
+    let mut client = LeaseClient::new(port.channel().await);
+    let granted = client.lease_grant(LeaseGrantRequest { ttl: 60, id: 0 }).await.expect("granted").into_inner();
+    assert_eq!((granted.id, granted.ttl, granted.header.map(|header| header.member_id)), (77, 60, Some(MEMBER.0)));
+    let asked = tokio_stream::iter([77, 5, 77].map(|id| LeaseKeepAliveRequest { id }));
+    let mut answers = client.lease_keep_alive(asked).await.expect("a stream").into_inner();
+    let mut told = Vec::new();
+    // The caller has said all it wants: the stream ends behind the last answer, without an error.
+    while let Some(answer) = answers.message().await.expect("no error") {
+        told.push((answer.id, answer.ttl, answer.header.map(|header| header.revision)));
+    }
+    assert_eq!(told, [(77, 60, Some(1)), (5, 0, Some(1)), (77, 60, Some(1))]);
+    let shown = client.lease_time_to_live(LeaseTimeToLiveRequest { id: 77, keys: true }).await.expect("shown");
+    let shown = shown.into_inner();
+    assert_eq!((shown.ttl, shown.granted_ttl, shown.keys.len()), (59, 60, 1));
+    assert_eq!(shown.header.map(|header| header.revision), Some(1));
+    let gone = client.lease_time_to_live(LeaseTimeToLiveRequest { id: 5, keys: true }).await.expect("no error");
+    let gone = gone.into_inner();
+    assert_eq!((gone.id, gone.ttl, gone.granted_ttl, gone.header.is_some()), (5, -1, 0, true));
+    let listed = client.lease_leases(LeaseLeasesRequest {}).await.expect("listed").into_inner();
+    assert_eq!(listed.leases, [LeaseStatus { id: 77 }]);
+    client.lease_revoke(LeaseRevokeRequest { id: 77 }).await.expect("revoked");
+    let status = client.lease_revoke(LeaseRevokeRequest { id: 77 }).await.expect_err("gone");
+    assert_eq!((status.code(), status.message()), (Code::NotFound, "etcdserver: requested lease not found"));
+}
+
+#[tokio::test]
+async fn a_stream_of_renewals_ends_with_the_first_error_and_grants_ask_for_space() {
+    let port = Port::start().await;
+    let mut client = LeaseClient::new(port.channel().await);
+    port.fake.state().barrier = Err(Answer::NoLeader);
+    let asked = tokio_stream::iter([1, 2].map(|id| LeaseKeepAliveRequest { id })).chain(tokio_stream::pending());
+    let mut answers = client.lease_keep_alive(asked).await.expect("a stream").into_inner();
+    let status = answers.message().await.expect_err("no leader");
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
+    port.fake.state().quota = Err(Answer::NoSpace);
+    let status = client.lease_grant(LeaseGrantRequest { ttl: 60, id: 0 }).await.expect_err("full");
+    assert_eq!(status.code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn a_snapshot_comes_in_chunks_with_its_digest_last() {
+    let port = Port::start().await;
+    let mut client = MaintenanceClient::new(port.channel().await);
+    // Learners serve it too (server.md 0.3).
+    port.fake.state().learner = true;
+    let mut chunks = client.snapshot(SnapshotRequest {}).await.expect("a stream").into_inner();
+    let mut told = Vec::new();
+    while let Some(chunk) = chunks.message().await.expect("no error") {
+        told.push((chunk.remaining_bytes, chunk.blob.len(), chunk.version, chunk.header));
+    }
+    assert_eq!(told, [(0, 5, "3.7.0".to_owned(), None), (0, 32, "3.7.0".to_owned(), None)]);
+}
+
+#[tokio::test]
 async fn methods_of_later_releases_are_unimplemented() {
     let port = Port::start().await;
     let channel = port.channel().await;
     let mut codes = Vec::new();
-    codes.push(LeaseClient::new(channel.clone()).lease_leases(LeaseLeasesRequest {}).await.err());
     codes.push(LockClient::new(channel.clone()).unlock(UnlockRequest::default()).await.err());
     codes.push(ClusterClient::new(channel.clone()).member_add(MemberAddRequest::default()).await.err());
-    codes.push(MaintenanceClient::new(channel.clone()).snapshot(SnapshotRequest {}).await.err());
     let endless = tokio_stream::pending::<WatchRequest>();
     codes.push(WatchClient::new(channel.clone()).watch(endless).await.err());
     for status in codes {

@@ -16,7 +16,7 @@ use crate::server::lease::Lessor;
 use crate::server::mvcc::store::Store;
 
 /// From this cluster version on checkpoints are written down (server.md 5).
-const CHECKPOINTS_STORED_FROM: Version = Version::new(3, 6, 0);
+pub const CHECKPOINTS_STORED_FROM: Version = Version::new(3, 6, 0);
 
 // Leases and keys do not know each other; apply is where they meet.
 impl Leases for Lessor {
@@ -60,15 +60,10 @@ pub fn revoke(
     Ok(LeaseRevokeResponse { header: header(store.revision()) })
 }
 
-/// Notes what is left of leases. The first unknown one ends it; those before it count.
-pub fn checkpoint(
-    lessor: &mut Lessor,
-    request: &LeaseCheckpointRequest,
-    cluster_version: Option<Version>,
-) -> Result<(), ApplyError> {
+/// Notes what is left of leases; unknown ones are passed over, as etcd does.
+pub fn checkpoint(lessor: &mut Lessor, request: &LeaseCheckpointRequest, cluster_version: Option<Version>) {
     let persist = cluster_version.is_some_and(|version| version >= CHECKPOINTS_STORED_FROM);
     for checkpoint in &request.checkpoints {
-        lessor.checkpoint(checkpoint.id, checkpoint.remaining_ttl, persist)?;
+        lessor.checkpoint(checkpoint.id, checkpoint.remaining_ttl, persist);
     }
-    Ok(())
 }

@@ -153,6 +153,7 @@ impl Machine {
     /// Shows the state to readers: all of it after a start, else what changed.
     pub fn publish(&mut self, published: &Published) {
         self.store.publish();
+        published.leases.publish(self.lessor.take_changes(), self.applied.term);
         published.space.set_used_bytes(self.store.bytes_in_use());
     }
 
@@ -160,6 +161,7 @@ impl Machine {
     pub fn publish_all(&mut self, published: &Published) {
         self.publish(published);
         published.set_views(self.store.views());
+        published.leases.replace(&self.lessor, self.applied.term);
         self.publish_cluster(&published.cluster);
         published.alarms.publish(&self.alarms);
     }
@@ -302,7 +304,7 @@ impl Machine {
             Request::LeaseGrant(request) => Reply::LeaseGrant(lease::grant(store, lessor, &request)?),
             Request::LeaseRevoke(request) => Reply::LeaseRevoke(lease::revoke(store, lessor, &request)?),
             Request::LeaseCheckpoint(request) => {
-                lease::checkpoint(lessor, &request, self.membership.version())?;
+                lease::checkpoint(lessor, &request, self.membership.version());
                 self.done()
             }
             Request::Alarm(request) => {

@@ -1,4 +1,4 @@
-//! What apply shows to everybody else: the views of the store, the members, the alarms, the space used.
+//! What apply shows to everybody else: the views of the store, the members, the alarms, the leases, the space used.
 //!
 //! All of it is shown before any waiter of the same batch is answered, so nobody is told of a change that a read on
 //! this member cannot see.
@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use crate::server::apply::alarm::AlarmsHandle;
 use crate::server::apply::quota::Space;
 use crate::server::cluster::handle::ClusterHandle;
+use crate::server::lease::handle::LeasesHandle;
 use crate::server::mvcc::view::View;
 use crate::server::mvcc::view::Views;
 
@@ -19,13 +20,20 @@ pub struct Published {
     pub cluster: ClusterHandle,
     pub alarms: AlarmsHandle,
     pub space: Space,
+    pub leases: LeasesHandle,
     /// Replaced as a whole when a snapshot is installed.
     views: Arc<ArcSwap<Views>>,
 }
 
 impl Published {
     pub fn new(cluster: ClusterHandle, alarms: AlarmsHandle, space: Space, views: Views) -> Published {
-        Published { cluster, alarms, space, views: Arc::new(ArcSwap::from_pointee(views)) }
+        Published {
+            cluster,
+            alarms,
+            space,
+            leases: LeasesHandle::default(),
+            views: Arc::new(ArcSwap::from_pointee(views)),
+        }
     }
 
     /// The newest view. Holders of one take a new one at least every 5 s (DESIGN.md 4).

@@ -31,6 +31,7 @@ use crate::server::apply::ports::Listener;
 use crate::server::apply::thread::Thread;
 use crate::server::apply::thread::panicked;
 use crate::server::checkpoint::Tables;
+use crate::server::lease::Lessor;
 use crate::server::raft::state_machine::RaftStatus;
 use crate::server::raft::state_machine::Refusal;
 use crate::server::raft::state_machine::StateMachine;
@@ -56,6 +57,8 @@ pub enum Input {
     BuildSnapshot,
     /// Somebody wants the state as it is between two entries.
     Freeze(OnFrozen),
+    /// Somebody wants to look at the leases between two entries.
+    Look(OnLook),
     /// A durable write of the flusher: tables that hold it, and its newest record.
     Stored {
         tables: Arc<dyn Tables>,
@@ -66,6 +69,9 @@ pub enum Input {
 
 /// Takes a frozen state; called on the apply thread, so it only hands it on.
 pub type OnFrozen = Box<dyn FnOnce(FrozenState) + Send>;
+
+/// Looks at the leases; called on the apply thread, so it only takes what it needs.
+pub type OnLook = Box<dyn FnOnce(&Lessor) + Send>;
 
 /// Ends the process with a sentence.
 pub type OnFailure = Arc<dyn Fn(Failure) + Send + Sync>;
@@ -124,6 +130,11 @@ impl ApplyHandle {
     /// Asks for the state as it is between two entries. Nothing comes when the thread has ended.
     pub fn freeze(&self, on_frozen: OnFrozen) {
         self.put(Input::Freeze(on_frozen));
+    }
+
+    /// Asks for a look at the leases, with their keys, between two entries. None comes when the thread has ended.
+    pub fn look(&self, on_look: OnLook) {
+        self.put(Input::Look(on_look));
     }
 
     /// Lets the thread end behind everything that waits now.

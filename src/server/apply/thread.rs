@@ -141,6 +141,7 @@ impl Thread {
             Some(Input::Install(snapshot)) => self.install(&snapshot)?,
             Some(Input::BuildSnapshot) => self.parts.snapshots.build(self.machine.freeze()),
             Some(Input::Freeze(on_frozen)) => on_frozen(self.machine.freeze()),
+            Some(Input::Look(on_look)) => on_look(self.machine.lessor()),
             Some(Input::Stored { tables, up_to }) => self.stored(tables, up_to),
             Some(Input::Stop) => {}
             None => return self.compact(),

@@ -19,10 +19,11 @@ const GATES: [(&str, bool, Stage, bool); 9] = [
     ("CompactHashCheck", false, Stage::Alpha, true),
     // A matter of etcd's backend; here writes share nothing with readers.
     ("TxnModeWriteWithSharedBuffer", true, Stage::Beta, true),
-    ("LeaseCheckpoint", false, Stage::Alpha, false),
+    // On, unlike etcd: a lease must not live on because leaders change (server.md 5).
+    ("LeaseCheckpoint", true, Stage::Alpha, true),
     ("LeaseCheckpointPersist", false, Stage::Alpha, false),
     ("SetMemberLocalAddr", false, Stage::Alpha, false),
-    // Leases are served by a later release, and may then be slow or fast.
+    // A renewal waits only while something that is committed is not applied yet.
     ("FastLeaseKeepAlive", true, Stage::Beta, true),
     ("PriorityRequest", false, Stage::Alpha, false),
 ];
@@ -132,8 +133,8 @@ mod tests {
 
     #[test]
     fn gates_that_are_not_served_are_found() {
-        let gates = FeatureGates::parse("LeaseCheckpoint=true,InitialCorruptCheck=true").expect("valid");
-        assert_eq!(gates.unserved(), ["LeaseCheckpoint"]);
+        let gates = FeatureGates::parse("LeaseCheckpointPersist=true,LeaseCheckpoint=false").expect("valid");
+        assert_eq!(gates.unserved(), ["LeaseCheckpointPersist"]);
         assert!(FeatureGates::default().unserved().is_empty());
     }
 }

@@ -85,6 +85,10 @@ impl RaftPort for World {
         Ok(())
     }
 
+    fn propose_in_term(&self, _term: u64, request_id: u64, data: Bytes) -> Result<(), Busy> {
+        self.propose(request_id, data)
+    }
+
     fn propose_conf_change(&self, _request_id: u64, change: ConfChange) -> Result<(), Busy> {
         self.commit(1, prost::Message::encode_to_vec(&change).into());
         Ok(())
@@ -94,6 +98,10 @@ impl RaftPort for World {
 
     fn lone_leader(&self) -> bool {
         true
+    }
+
+    fn steady_for(&self) -> Duration {
+        Duration::MAX
     }
 }
 

@@ -3,6 +3,8 @@
 //! Pure: time is no part of it. A lease ends only by an applied revoke, so members agree; deadlines are the leader's
 //! business (server.md 5).
 
+pub mod handle;
+
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
@@ -14,6 +16,7 @@ use crate::common::failure::Failure;
 use crate::proto::leasepb;
 use crate::server::checkpoint::Bucket;
 use crate::server::checkpoint::Buckets;
+use crate::server::lease::handle::Change;
 
 /// A change of a bucket: `None` deletes.
 type Pair = (Bucket, Bytes, Option<Bytes>);
@@ -38,6 +41,8 @@ pub struct Lessor {
     /// Shorter times to live are raised to this: ceil(1.5 x election timeout), the same on all members.
     ttl_seconds_min: i64,
     pairs: Vec<Pair>,
+    /// Not shown yet.
+    changes: Vec<Change>,
 }
 
 impl Lease {
@@ -54,7 +59,7 @@ impl Lease {
 
 impl Lessor {
     pub fn new(ttl_seconds_min: i64) -> Lessor {
-        Lessor { leases: BTreeMap::new(), ttl_seconds_min, pairs: Vec::new() }
+        Lessor { leases: BTreeMap::new(), ttl_seconds_min, pairs: Vec::new(), changes: Vec::new() }
     }
 
     /// Reads bucket `lease` back. Keys are attached afterwards, from the index. A pair that cannot be read is damage.
@@ -91,6 +96,7 @@ impl Lessor {
         let lease = Lease { id, ttl_seconds, remaining_seconds: 0, keys: BTreeSet::new() };
         let (key, value) = lease.to_pair();
         self.pairs.push((Bucket::Lease, key, Some(value)));
+        self.changes.push(Change::Granted { id, ttl_seconds });
         Ok(self.leases.entry(id).or_insert(lease))
     }
 
@@ -98,19 +104,21 @@ impl Lessor {
     pub fn revoke(&mut self, id: i64) -> Result<Vec<Bytes>, Answer> {
         let lease = self.leases.remove(&id).ok_or(Answer::LeaseNotFound)?;
         self.pairs.push((Bucket::Lease, lease_key(id), None));
+        self.changes.push(Change::Revoked { id });
         Ok(lease.keys.into_iter().collect())
     }
 
     /// Notes what is left of a lease's time, so that a new leader does not start it afresh. `persist`: from cluster
-    /// version 3.6 on it is written down too (server.md 5).
-    pub fn checkpoint(&mut self, id: i64, remaining_seconds: i64, persist: bool) -> Result<(), Answer> {
-        let lease = self.leases.get_mut(&id).ok_or(Answer::LeaseNotFound)?;
+    /// version 3.6 on it is written down too (server.md 5). Nothing happens for a lease that does not exist: it was
+    /// revoked while the checkpoint was on its way.
+    pub fn checkpoint(&mut self, id: i64, remaining_seconds: i64, persist: bool) {
+        let Some(lease) = self.leases.get_mut(&id) else { return };
         lease.remaining_seconds = remaining_seconds;
+        self.changes.push(Change::Checkpointed { id, remaining_seconds });
         if persist {
             let (key, value) = lease.to_pair();
             self.pairs.push((Bucket::Lease, key, Some(value)));
         }
-        Ok(())
     }
 
     pub fn exists(&self, id: i64) -> bool {
@@ -142,6 +150,11 @@ impl Lessor {
     /// Changes of pairs since the last call, in order.
     pub fn take_pairs(&mut self) -> Vec<Pair> {
         std::mem::take(&mut self.pairs)
+    }
+
+    /// What happened to leases since the last call, in order.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
     }
 
     /// All pairs as they are now.
@@ -200,9 +213,10 @@ mod tests {
         lessor.grant(1, 10).expect("new");
         lessor.grant(-1, 20).expect("new");
         lessor.grant(5, 30).expect("new");
-        lessor.checkpoint(-1, 7, true).expect("exists");
-        lessor.checkpoint(1, 7, false).expect("exists");
-        assert_eq!(lessor.checkpoint(9, 7, true), Err(Answer::LeaseNotFound));
+        lessor.checkpoint(-1, 7, true);
+        lessor.checkpoint(1, 7, false);
+        lessor.checkpoint(9, 7, true);
+        assert_eq!(lessor.take_changes().len(), 5);
         lessor.revoke(5).expect("exists");
         let mut written = Buckets::new();
         for (bucket, key, value) in lessor.take_pairs() {

@@ -12,6 +12,7 @@ pub mod fetch;
 pub mod headers;
 mod http_client;
 mod inbox;
+pub mod lease_client;
 pub mod listener;
 pub mod metrics;
 mod pipeline;

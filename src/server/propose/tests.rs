@@ -62,6 +62,14 @@ impl RaftPort for FakeRaft {
         Ok(())
     }
 
+    fn propose_in_term(&self, term: u64, request_id: u64, data: Bytes) -> Result<(), Busy> {
+        if term != 1 {
+            self.desk.refused(request_id, Refusal::TermOver);
+            return Ok(());
+        }
+        self.propose(request_id, data)
+    }
+
     fn propose_conf_change(&self, request_id: u64, change: ConfChange) -> Result<(), Busy> {
         assert_eq!(change.id, request_id);
         let result = Ok(Reply::Members(vec![Member { id: MemberId(change.node_id), ..Member::default() }]));
@@ -73,6 +81,10 @@ impl RaftPort for FakeRaft {
 
     fn lone_leader(&self) -> bool {
         false
+    }
+
+    fn steady_for(&self) -> Duration {
+        Duration::MAX
     }
 }
 
@@ -155,6 +167,14 @@ async fn outcomes_of_raft_become_answers() {
     check(&[Plan::Elect, Plan::Answer(DONE)], DONE).await;
     check(&[Plan::Busy], Err(Answer::TooManyRequests)).await;
     check(&[Plan::Silence], Err(Answer::Timeout)).await;
+}
+
+#[tokio::test]
+async fn what_a_leader_decided_in_its_term_is_refused_once_the_term_is_over() {
+    let bench = bench(&[Plan::Answer(DONE)], 0, &[]);
+    assert_eq!(bench.proposer.propose_in_term(2, put(b"v")).await, Err(Answer::NotLeader));
+    assert_eq!(bench.proposer.propose_in_term(1, put(b"v")).await, DONE);
+    assert!(bench.desk.waiters.is_empty());
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use super::config::RaftConfig;
 use super::config::Start;
+use super::handle::Pulse;
 use super::handle::RaftHandle;
 use super::handle::Shared;
 use super::input::Effect;
@@ -179,6 +180,7 @@ impl Driver {
         let checkpoints = std::mem::take(&mut waiting.checkpoints);
         self.step_all(waiting)?;
         if due {
+            self.beat();
             self.step(Input::Tick)?;
         }
         self.rounds()?;
@@ -229,6 +231,10 @@ impl Driver {
         if !waiting.proposals.is_empty() {
             self.step(Input::Propose(waiting.proposals))?;
         }
+        for same_term in waiting.term_proposals.chunk_by(|one, next| one.0 == next.0) {
+            let proposals = same_term.iter().map(|(_, proposal)| proposal.clone()).collect();
+            self.step(Input::ProposeInTerm { term: same_term[0].0, proposals })?;
+        }
         for (request_id, change) in waiting.conf_changes {
             self.step(Input::ProposeConfChange { request_id, change })?;
         }
@@ -255,6 +261,12 @@ impl Driver {
             self.next_tick += self.tick;
         }
         true
+    }
+
+    fn beat(&self) {
+        let now = Instant::now();
+        let mut pulse = self.shared.pulse.lock().unwrap_or_else(PoisonError::into_inner);
+        *pulse = Some(pulse.map_or(Pulse::new(self.tick, now), |pulse| pulse.beat(now)));
     }
 
     /// Does rounds until nothing waits.

@@ -23,6 +23,11 @@ pub enum Input {
     Tick,
     /// In this order; together they cost one message per peer.
     Propose(Vec<Proposal>),
+    /// Appended by this member as the leader of this term, or refused: never handed to another leader.
+    ProposeInTerm {
+        term: u64,
+        proposals: Vec<Proposal>,
+    },
     ProposeConfChange {
         request_id: u64,
         change: ConfChange,

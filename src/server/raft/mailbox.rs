@@ -50,11 +50,21 @@ pub struct Waiting {
     pub campaign: bool,
     pub reads: Vec<Bytes>,
     pub proposals: Vec<Proposal>,
+    /// With the term that each is bound to.
+    pub term_proposals: Vec<(u64, Proposal)>,
     pub conf_changes: Vec<(u64, ConfChange)>,
     pub stop: bool,
     proposal_bytes: usize,
     peer_bytes: usize,
     any: bool,
+}
+
+impl Waiting {
+    /// Whether one more proposal of this size may wait.
+    fn has_room(&self, bytes: usize) -> bool {
+        let count = self.proposals.len() + self.term_proposals.len() + self.conf_changes.len();
+        count < PROPOSALS_MAX && self.proposal_bytes + bytes <= PROPOSAL_BYTES_MAX
+    }
 }
 
 /// The box, shared by the raft thread and everyone else.
@@ -79,8 +89,7 @@ impl Mailbox {
     /// Takes one proposal. False if there is no room, or nobody to step it.
     pub fn propose(&self, proposal: Proposal) -> bool {
         self.put(|waiting| {
-            let count = waiting.proposals.len() + waiting.conf_changes.len();
-            let room = count < PROPOSALS_MAX && waiting.proposal_bytes + proposal.data.len() <= PROPOSAL_BYTES_MAX;
+            let room = waiting.has_room(proposal.data.len());
             if room {
                 waiting.proposal_bytes += proposal.data.len();
                 waiting.proposals.push(proposal);
@@ -89,9 +98,21 @@ impl Mailbox {
         })
     }
 
+    /// Takes one proposal that only the leader of `term` may append.
+    pub fn propose_in_term(&self, term: u64, proposal: Proposal) -> bool {
+        self.put(|waiting| {
+            let room = waiting.has_room(proposal.data.len());
+            if room {
+                waiting.proposal_bytes += proposal.data.len();
+                waiting.term_proposals.push((term, proposal));
+            }
+            room
+        })
+    }
+
     pub fn propose_conf_change(&self, request_id: u64, change: ConfChange) -> bool {
         self.put(|waiting| {
-            let room = waiting.proposals.len() + waiting.conf_changes.len() < PROPOSALS_MAX;
+            let room = waiting.has_room(0);
             if room {
                 waiting.conf_changes.push((request_id, change));
             }

@@ -303,6 +303,7 @@ impl Node {
         match input {
             Input::Tick => self.tick(effects),
             Input::Propose(proposals) => self.propose(proposals, effects),
+            Input::ProposeInTerm { term, proposals } => self.propose_in_term(term, proposals, effects),
             Input::ProposeConfChange { request_id, change } => self.propose_conf_change(request_id, &change, effects),
             Input::Peer(message) => self.peer(message, effects)?,
             Input::Unreachable(member) => self.raw.report_unreachable(member.0),
@@ -429,6 +430,15 @@ impl Node {
         if !entries.is_empty() {
             self.propose_entries(&ids, entries, effects);
         }
+    }
+
+    /// The library hands a follower's proposals to the leader; these end here instead.
+    fn propose_in_term(&mut self, term: u64, proposals: Vec<Proposal>, effects: &mut Vec<Effect>) {
+        if self.raw.raft.state == StateRole::Leader && self.raw.raft.term == term {
+            return self.propose(proposals, effects);
+        }
+        let refused = |proposal: Proposal| Effect::Refused { request_id: proposal.request_id, why: Refusal::TermOver };
+        effects.extend(proposals.into_iter().map(refused));
     }
 
     fn propose_conf_change(&mut self, request_id: u64, change: &ConfChange, effects: &mut Vec<Effect>) {

@@ -41,6 +41,8 @@ pub enum Refusal {
     NoLeader,
     /// The library dropped it (leader transfer, too much uncommitted). Not proposed.
     Dropped,
+    /// It was for the leader of a certain term, which this member is not or no longer. Not proposed.
+    TermOver,
 }
 
 /// The applying side, as raft sees it.

@@ -26,6 +26,10 @@ impl RaftPort for FakeRaft {
         Err(Busy::TooMany)
     }
 
+    fn propose_in_term(&self, _term: u64, _request_id: u64, _data: Bytes) -> Result<(), Busy> {
+        Err(Busy::TooMany)
+    }
+
     fn propose_conf_change(&self, _request_id: u64, _change: ConfChange) -> Result<(), Busy> {
         Err(Busy::TooMany)
     }
@@ -36,6 +40,10 @@ impl RaftPort for FakeRaft {
 
     fn lone_leader(&self) -> bool {
         self.lone
+    }
+
+    fn steady_for(&self) -> Duration {
+        Duration::MAX
     }
 }
 

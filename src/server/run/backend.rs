@@ -1,5 +1,8 @@
 //! The member as the API sees it: proposals, reads and facts put together from the parts.
 
+use std::io;
+use std::io::Seek;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +20,11 @@ use crate::proto::etcdserverpb::DeleteRangeRequest;
 use crate::proto::etcdserverpb::DeleteRangeResponse;
 use crate::proto::etcdserverpb::HashKvResponse;
 use crate::proto::etcdserverpb::HashResponse;
+use crate::proto::etcdserverpb::LeaseGrantRequest;
+use crate::proto::etcdserverpb::LeaseGrantResponse;
+use crate::proto::etcdserverpb::LeaseRevokeRequest;
+use crate::proto::etcdserverpb::LeaseRevokeResponse;
+use crate::proto::etcdserverpb::LeaseTimeToLiveResponse;
 use crate::proto::etcdserverpb::PutRequest;
 use crate::proto::etcdserverpb::PutResponse;
 use crate::proto::etcdserverpb::RangeRequest;
@@ -26,12 +34,14 @@ use crate::proto::etcdserverpb::TxnResponse;
 use crate::proto::raftinternalpb::InternalRaftRequest;
 use crate::server::api::backend::Backend;
 use crate::server::api::backend::Identity;
+use crate::server::api::backend::Image;
 use crate::server::api::backend::Limits;
 use crate::server::api::backend::Snapshot;
 use crate::server::api::backend::StoreSizes;
 use crate::server::apply::kv::ApplyError;
 use crate::server::apply::outcome::Reply;
 use crate::server::apply::outcome::header;
+use crate::server::apply::ports::FrozenState;
 use crate::server::apply::published::Published;
 use crate::server::apply::queue::ApplyHandle;
 use crate::server::apply::txn;
@@ -44,9 +54,11 @@ use crate::server::mvcc::view::View;
 use crate::server::propose::Proposer;
 use crate::server::raft::state_machine::RaftStatus;
 use crate::server::read::Reader;
+use crate::server::run::leases::LeaseRouter;
 use crate::server::run::ports::ViewRecords;
 use crate::server::snapshot::contents::Frozen;
 use crate::server::snapshot::hash::HashOf;
+use crate::server::snapshot::send::write_image;
 use crate::server::waiters::Desk;
 
 /// How long a hash of everything waits for the apply thread to hand out its state.
@@ -58,10 +70,13 @@ pub struct MemberBackend {
     pub limits: Limits,
     pub proposer: Proposer,
     pub reader: Reader,
+    pub leases: LeaseRouter,
     pub desk: Arc<Desk>,
     pub published: Published,
     pub queue: ApplyHandle,
     pub flusher: Arc<Flusher>,
+    /// Where images are written: a file system with room for another copy of the data.
+    pub snap_dir: PathBuf,
     /// Reads that do not come through the log.
     pub ranges: IntCounter,
 }
@@ -81,6 +96,17 @@ impl MemberBackend {
     ) -> impl Future<Output = Result<T, Answer>> + Send {
         let proposed = self.proposer.propose(request);
         async move { expect(proposed.await?, kind) }
+    }
+
+    /// The whole state as it is between two entries.
+    async fn freeze(&self) -> Result<FrozenState, Answer> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.queue.freeze(Box::new(move |frozen| {
+            // The caller may have left.
+            let _ = sender.send(frozen);
+        }));
+        let frozen = tokio::time::timeout(FREEZE_TIMEOUT, receiver).await;
+        frozen.map_err(|_| Answer::Timeout)?.map_err(|_| Answer::Stopped)
     }
 }
 
@@ -223,6 +249,31 @@ impl Backend for MemberBackend {
         self.write(request, |reply| if let Reply::Alarm(response) = reply { Some(response) } else { None }).await
     }
 
+    async fn lease_grant(&self, mut request: LeaseGrantRequest) -> Result<LeaseGrantResponse, Answer> {
+        if request.id == 0 {
+            request.id = self.proposer.ids().next_lease();
+        }
+        let request = InternalRaftRequest { lease_grant: Some(request), ..InternalRaftRequest::default() };
+        self.write(request, |reply| if let Reply::LeaseGrant(response) = reply { Some(response) } else { None }).await
+    }
+
+    async fn lease_revoke(&self, request: LeaseRevokeRequest) -> Result<LeaseRevokeResponse, Answer> {
+        let request = InternalRaftRequest { lease_revoke: Some(request), ..InternalRaftRequest::default() };
+        self.write(request, |reply| if let Reply::LeaseRevoke(response) = reply { Some(response) } else { None }).await
+    }
+
+    async fn lease_keep_alive(&self, id: i64) -> Result<i64, Answer> {
+        self.leases.keep_alive(id).await
+    }
+
+    async fn lease_time_to_live(&self, id: i64, keys: bool) -> Result<LeaseTimeToLiveResponse, Answer> {
+        self.leases.time_to_live(id, keys).await
+    }
+
+    fn leases(&self) -> Vec<i64> {
+        self.leases.keeper.leases()
+    }
+
     async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer> {
         let (published, queue) = (self.published.clone(), self.queue.clone());
         let hash = blocking(move || {
@@ -238,13 +289,7 @@ impl Backend for MemberBackend {
     }
 
     async fn hash(&self) -> Result<HashResponse, Answer> {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        self.queue.freeze(Box::new(move |frozen| {
-            // The caller may have left.
-            let _ = sender.send(frozen);
-        }));
-        let frozen = tokio::time::timeout(FREEZE_TIMEOUT, receiver).await;
-        let frozen = frozen.map_err(|_| Answer::Timeout)?.map_err(|_| Answer::Stopped)?;
+        let frozen = self.freeze().await?;
         let queue = self.queue.clone();
         let revision = frozen.view.revision();
         let hash = blocking(move || {
@@ -253,6 +298,26 @@ impl Backend for MemberBackend {
             crate::server::snapshot::hash::hash(&state, HashOf::Member).map_err(|failure| stop(&queue, failure))
         });
         Ok(HashResponse { header: header(revision), hash: hash.await? })
+    }
+
+    async fn image(&self) -> Result<Image, Answer> {
+        let frozen = self.freeze().await?;
+        let (queue, dir) = (self.queue.clone(), self.snap_dir.clone());
+        blocking(move || {
+            let records = Arc::new(ViewRecords(frozen.view));
+            let state = Frozen { records, buckets: frozen.buckets, applied: frozen.applied };
+            let written = write_image(&state, &dir, bytes::Bytes::new());
+            let mut image = written.map_err(|failure| match failure {
+                // A disk that has no room for a copy is as good as before.
+                Failure::Io { ref source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                    Answer::Other(failure.to_string())
+                }
+                failure => stop(&queue, failure),
+            })?;
+            image.file.rewind().map_err(|error| Answer::Other(error.to_string()))?;
+            Ok(Image { file: image.file, bytes: image.bytes })
+        })
+        .await
     }
 
     async fn flush(&self) -> Result<(), Answer> {

@@ -43,12 +43,13 @@ impl PeerFacts for Facts {
         Ok(self.published.cluster.view().downgrade.is_some())
     }
 
-    async fn lease_keep_alive(&self, _lease: i64) -> Result<i64, Answer> {
-        Err(not_served("LeaseKeepAlive"))
+    // Not passed on: the asking member looks for the leader itself.
+    async fn lease_keep_alive(&self, lease: i64) -> Result<i64, Answer> {
+        self.backend.leases.keeper.renew(lease).await
     }
 
-    async fn lease_time_to_live(&self, _lease: i64, _keys: bool) -> Result<LeaseTimeToLiveResponse, Answer> {
-        Err(not_served("LeaseTimeToLive"))
+    async fn lease_time_to_live(&self, lease: i64, keys: bool) -> Result<LeaseTimeToLiveResponse, Answer> {
+        self.backend.leases.keeper.time_to_live(lease, keys).await
     }
 
     async fn promote(&self, _member: MemberId, _token: Option<String>) -> Result<String, Answer> {

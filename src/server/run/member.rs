@@ -50,12 +50,16 @@ use crate::server::checkpoint::store::RedbCheckpoint;
 use crate::server::cluster::handle::ClusterHandle;
 use crate::server::config::Config;
 use crate::server::duties::compactor;
+use crate::server::duties::expiry::ExpiryMetrics;
+use crate::server::duties::expiry::Keeper;
+use crate::server::duties::expiry::KeeperParts;
 use crate::server::duties::integrity::Integrity;
 use crate::server::duties::integrity::IntegrityMetrics;
 use crate::server::duties::nospace;
 use crate::server::duties::publish::PublishGate;
 use crate::server::duties::publish::Publisher;
 use crate::server::duties::version;
+use crate::server::peer::lease_client::LeaseClient;
 use crate::server::peer::listener::PeerListener;
 use crate::server::peer::metrics::PeerMetrics;
 use crate::server::peer::timing::Timing;
@@ -85,6 +89,7 @@ use crate::server::run::ends::Ends;
 use crate::server::run::facts::Facts;
 use crate::server::run::hashes::MemberHashes;
 use crate::server::run::hashes::PeerHashes;
+use crate::server::run::leases::LeaseRouter;
 use crate::server::run::ports::Links;
 use crate::server::run::ports::PeerList;
 use crate::server::run::ports::Raft;
@@ -158,6 +163,8 @@ struct Assembly<'a> {
     raft: Arc<Raft>,
     flusher: Arc<Flusher>,
     images: Arc<Images>,
+    /// The member's snapshot directory.
+    snap_dir: PathBuf,
     installer: Arc<Installer>,
     published: Published,
     apply_metrics: ApplyMetrics,
@@ -196,6 +203,7 @@ impl<'a> Assembly<'a> {
             raft,
             flusher,
             images,
+            snap_dir: storage.directories.snap.clone(),
             installer,
             published: Published::new(
                 ClusterHandle::new(cluster, local),
@@ -308,8 +316,30 @@ impl<'a> Assembly<'a> {
         })
     }
 
-    fn backend(&self, proposer: &Proposer, reader: &Reader) -> Arc<MemberBackend> {
+    fn keeper(&self, proposer: &Proposer, reader: &Reader) -> Keeper {
+        Keeper::new(KeeperParts {
+            election_timeout: self.config.election_timeout,
+            request_timeout: self.config.request_timeout(),
+            checkpoints: self.config.features.is_on("LeaseCheckpoint"),
+            proposer: proposer.clone(),
+            reader: reader.clone(),
+            raft: self.raft.clone(),
+            desk: self.desk.clone(),
+            published: self.published.clone(),
+            queue: self.queue.clone(),
+            metrics: ExpiryMetrics::register(self.registry),
+        })
+    }
+
+    fn backend(&self, proposer: &Proposer, reader: &Reader, keeper: &Keeper) -> Arc<MemberBackend> {
         let config = self.config;
+        let leases = LeaseRouter {
+            keeper: keeper.clone(),
+            client: LeaseClient::default(),
+            desk: self.desk.clone(),
+            cluster: self.published.cluster.clone(),
+            request_timeout: config.request_timeout(),
+        };
         Arc::new(MemberBackend {
             identity: Identity { member: self.local, cluster: self.cluster, name: config.name.clone() },
             limits: Limits {
@@ -322,17 +352,20 @@ impl<'a> Assembly<'a> {
             },
             proposer: proposer.clone(),
             reader: reader.clone(),
+            leases,
             desk: self.desk.clone(),
             published: self.published.clone(),
             queue: self.queue.clone(),
             flusher: self.flusher.clone(),
+            snap_dir: self.snap_dir.clone(),
             ranges: self.apply_metrics.ranges.clone(),
         })
     }
 
     /// Everything this member does unasked, and the gate that opens once it has published itself.
-    fn duties(&self, proposer: &Proposer, reader: &Reader) -> (JoinSet<()>, PublishGate) {
+    fn duties(&self, proposer: &Proposer, reader: &Reader, keeper: Keeper) -> (JoinSet<()>, PublishGate) {
         let mut tasks = JoinSet::new();
+        tasks.spawn(keeper.run());
         tasks.spawn(reader.clone().run());
         let (desk, ends) = (self.desk.clone(), self.ends.clone());
         tasks.spawn(async move {
@@ -422,11 +455,12 @@ impl Member {
         let apply_thread = assembly.apply_thread(machine, &peers, storage.database())?;
         let raft = assembly.raft_thread(wal, start, &peers)?;
         let (proposer, reader) = (assembly.proposer(&peers), assembly.reader());
-        let backend = assembly.backend(&proposer, &reader);
+        let keeper = assembly.keeper(&proposer, &reader);
+        let backend = assembly.backend(&proposer, &reader, &keeper);
         let facts = Facts { backend: backend.clone(), published: assembly.published.clone(), reader: reader.clone() };
         let peer_listener = PeerListener::start(&peers, Arc::new(facts), sockets.peer)
             .map_err(|error| Failure::Refused(format!("cannot serve peers: {error}")))?;
-        let (mut tasks, gate) = assembly.duties(&proposer, &reader);
+        let (mut tasks, gate) = assembly.duties(&proposer, &reader, keeper);
         assembly.integrity_checks(&mut tasks, &proposer, &reader, &backend);
         let api = assembly.api(backend, sockets.client, sockets.metrics, &gate)?;
         let Assembly { desk, published, queue, flusher, .. } = assembly;

@@ -7,6 +7,7 @@ pub mod hashes;
 #[cfg(test)]
 mod historic_tests;
 pub mod identity;
+pub mod leases;
 pub mod member;
 pub mod ports;
 #[cfg(test)]

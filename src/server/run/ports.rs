@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -78,6 +79,10 @@ impl RaftPort for Raft {
         self.handle().ok_or(Busy::Stopped)?.propose(request_id, data)
     }
 
+    fn propose_in_term(&self, term: u64, request_id: u64, data: Bytes) -> Result<(), Busy> {
+        self.handle().ok_or(Busy::Stopped)?.propose_in_term(term, request_id, data)
+    }
+
     fn propose_conf_change(&self, request_id: u64, change: ConfChange) -> Result<(), Busy> {
         self.handle().ok_or(Busy::Stopped)?.propose_conf_change(request_id, change)
     }
@@ -90,6 +95,10 @@ impl RaftPort for Raft {
 
     fn lone_leader(&self) -> bool {
         self.handle().is_some_and(RaftHandle::lone_leader)
+    }
+
+    fn steady_for(&self) -> Duration {
+        self.handle().map_or(Duration::ZERO, RaftHandle::steady_for)
     }
 }
 

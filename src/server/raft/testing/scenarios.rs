@@ -191,6 +191,32 @@ fn proposals_are_forwarded_by_followers_and_refused_without_a_leader() {
 }
 
 #[test]
+fn a_proposal_bound_to_a_term_is_appended_by_that_terms_leader_or_by_nobody() {
+    let mut cluster = Cluster::new(7, 3);
+    let leader = cluster.until_leader();
+    let term = cluster.node(leader).status().term;
+    let bound = |cluster: &mut Cluster, id: u64, term: u64, request_id: u64| {
+        let proposals = vec![Proposal { request_id, data: request_id.to_be_bytes().to_vec().into() }];
+        cluster.input(id, Input::ProposeInTerm { term, proposals });
+        cluster.run(id);
+    };
+    let last = |cluster: &Cluster| cluster.node(leader).status().last_index;
+    let before = last(&cluster);
+    bound(&mut cluster, 1 + leader % 3, term, 901);
+    bound(&mut cluster, leader, term - 1, 902);
+    assert_eq!(last(&cluster), before);
+    assert_eq!(cluster.members[&(1 + leader % 3)].refused, [(901, Refusal::TermOver)]);
+    assert_eq!(cluster.members[&leader].refused, [(902, Refusal::TermOver)]);
+    bound(&mut cluster, leader, term, 903);
+    assert_eq!(last(&cluster), before + 1);
+    // The next leader's term is another one.
+    cluster.input(leader, Input::TransferLeader(MemberId(1 + leader % 3)));
+    cluster.until("leadership moved", 10, |cluster| cluster.leader() == Some(1 + leader % 3));
+    bound(&mut cluster, 1 + leader % 3, term, 904);
+    assert_eq!(cluster.members[&(1 + leader % 3)].refused.last(), Some(&(904, Refusal::TermOver)));
+}
+
+#[test]
 fn reads_asked_for_without_a_leader_are_served_once_there_is_one() {
     let mut cluster = Cluster::new(8, 3);
     let reads: Vec<Bytes> = (1..=3).map(|id| cluster.read(id)).collect();
