@@ -24,6 +24,7 @@ use crate::proto::etcdserverpb::RangeRequest;
 use crate::proto::etcdserverpb::RangeResponse;
 use crate::proto::etcdserverpb::TxnRequest;
 use crate::proto::etcdserverpb::TxnResponse;
+use crate::server::watch::stream::WatchStream;
 
 /// The one thing that the API knows of raft: a copy of its status.
 pub use crate::server::raft::state_machine::RaftStatus;
@@ -49,6 +50,8 @@ pub struct Limits {
     /// RT: 5 s and two election timeouts.
     pub request_timeout: Duration,
     pub election_timeout: Duration,
+    /// Between progress notices of a stream.
+    pub progress_interval: Duration,
     /// A unary request that takes longer is logged; zero never.
     pub slow_request: Duration,
 }
@@ -114,6 +117,9 @@ pub trait Backend: Send + Sync + 'static {
     /// flight when the answer is `Compacted` (server.md 3.8).
     async fn compact(&self, request: CompactionRequest) -> Result<CompactionResponse, Answer>;
     async fn alarm(&self, request: AlarmRequest) -> Result<AlarmResponse, Answer>;
+
+    /// Opens a stream of watches.
+    fn open_watch(&self) -> Result<WatchStream, Answer>;
 
     /// Hash of the key space at a revision (server.md 3.9).
     async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer>;

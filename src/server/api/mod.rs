@@ -1,7 +1,7 @@
 //! What clients see: gRPC services and HTTP endpoints on one port.
 //!
 //! ```text
-//!  listener ──▶ sniff ──HTTP/2──▶ interceptors ──▶ kv · cluster · maintenance · health_service ──▶ Backend
+//!  listener ──▶ sniff ──HTTP/2──▶ interceptors ──▶ kv · watch · cluster · maintenance · health ──▶ Backend
 //!                 └────HTTP/1.1─▶ http ──▶ /health /livez /readyz /version /metrics /debug/vars
 //! ```
 //!
@@ -27,6 +27,7 @@ pub mod range_stream;
 pub mod server;
 pub mod services;
 pub mod socket;
+pub mod watch;
 
 #[cfg(test)]
 mod fake;

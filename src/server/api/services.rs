@@ -22,6 +22,7 @@ use crate::server::api::maintenance::MaintenanceService;
 use crate::server::api::methods::Method;
 use crate::server::api::metrics::RequestMetrics;
 use crate::server::api::not_served;
+use crate::server::api::watch;
 
 /// One of each. Cloning a service is cloning a handle.
 pub struct Services {
@@ -29,6 +30,7 @@ pub struct Services {
     cluster: ClusterServer<ClusterService>,
     maintenance: MaintenanceServer<MaintenanceService>,
     health: HealthServer<HealthService>,
+    backend: Arc<dyn Backend>,
 }
 
 impl Services {
@@ -40,9 +42,10 @@ impl Services {
             kv: KvServer::new(KvService::new(backend.clone(), metrics))
                 .max_decoding_message_size(bytes_max)
                 .max_encoding_message_size(usize::MAX),
-            cluster: ClusterServer::new(ClusterService::new(backend)).max_decoding_message_size(bytes_max),
+            cluster: ClusterServer::new(ClusterService::new(backend.clone())).max_decoding_message_size(bytes_max),
             maintenance: MaintenanceServer::new(maintenance).max_decoding_message_size(bytes_max),
             health: HealthServer::new(HealthService).max_decoding_message_size(bytes_max),
+            backend,
         }
     }
 
@@ -54,6 +57,7 @@ impl Services {
     {
         let result: Result<Response<Body>, Infallible> = match method.service {
             "etcdserverpb.KV" => self.kv.clone().call(request).await,
+            "etcdserverpb.Watch" => Ok(watch::serve(&self.backend, request)),
             "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
             "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
             "grpc.health.v1.Health" => self.health.clone().call(request).await,

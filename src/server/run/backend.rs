@@ -48,6 +48,8 @@ use crate::server::run::ports::ViewRecords;
 use crate::server::snapshot::contents::Frozen;
 use crate::server::snapshot::hash::HashOf;
 use crate::server::waiters::Desk;
+use crate::server::watch::stream::WatchStream;
+use crate::server::watch::thread::WatchHandle;
 
 /// How long a hash of everything waits for the apply thread to hand out its state.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -62,6 +64,7 @@ pub struct MemberBackend {
     pub published: Published,
     pub queue: ApplyHandle,
     pub flusher: Arc<Flusher>,
+    pub watches: WatchHandle,
     /// Reads that do not come through the log.
     pub ranges: IntCounter,
 }
@@ -220,6 +223,10 @@ impl Backend for MemberBackend {
     async fn alarm(&self, request: AlarmRequest) -> Result<AlarmResponse, Answer> {
         let request = InternalRaftRequest { alarm: Some(request), ..InternalRaftRequest::default() };
         self.write(request, |reply| if let Reply::Alarm(response) = reply { Some(response) } else { None }).await
+    }
+
+    fn open_watch(&self) -> Result<WatchStream, Answer> {
+        Ok(self.watches.open())
     }
 
     async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer> {
