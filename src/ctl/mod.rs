@@ -27,6 +27,7 @@ mod root;
 mod session;
 mod txn;
 mod version;
+mod watch;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

@@ -13,6 +13,7 @@ use super::member;
 use super::put;
 use super::txn;
 use super::version;
+use super::watch;
 
 pub static ROOT: Command = Command {
     name: "etcdctl",
@@ -28,6 +29,7 @@ pub static ROOT: Command = Command {
             &txn::COMMAND,
             &compaction::COMMAND,
             &endpoint::COMMAND,
+            &watch::COMMAND,
             &version::COMMAND,
             &member::COMMAND,
             &help::OPTIONS,

@@ -127,8 +127,7 @@ const SERVICES: [(&str, &[(&str, Kind)]); 9] = [
 ];
 
 /// Methods of etcd that this release answers with UNIMPLEMENTED: all of these services, and single ones of others.
-const LATER_SERVICES: [&str; 4] =
-    ["etcdserverpb.Lease", "etcdserverpb.Auth", "v3lockpb.Lock", "v3electionpb.Election"];
+const LATER_SERVICES: [&str; 4] = ["etcdserverpb.Lease", "etcdserverpb.Auth", "v3lockpb.Lock", "v3electionpb.Election"];
 const LATER_METHODS: [&str; 7] =
     ["MemberAdd", "MemberRemove", "MemberUpdate", "MemberPromote", "Snapshot", "MoveLeader", "Downgrade"];
 

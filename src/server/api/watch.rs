@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Buf;
 use bytes::Bytes;
+use bytes::BytesMut;
 use http::HeaderMap;
 use http::HeaderValue;
 use http::Request;
@@ -31,6 +32,9 @@ use crate::server::api::backend::Backend;
 use crate::server::watch::event::FRAME_HEAD_BYTES;
 use crate::server::watch::stream::WatchStream;
 
+/// Bytes of requests that wait for the hub to answer earlier ones. Full means that the client may send no more.
+const BUFFERED_BYTES_MAX: usize = 256 << 10;
+
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Opens a stream for this call. Its request body bounds the size of a message.
@@ -44,7 +48,7 @@ where
         Err(answer) => return Status::from(answer).into_http(),
     };
     let every = jittered(backend.limits().progress_interval);
-    let requests = Requests { body: Some(Box::pin(request.into_body())), buffer: Vec::new() };
+    let requests = Requests { body: Some(Box::pin(request.into_body())), buffer: BytesMut::new() };
     let mut response = Response::new(Body::new(WatchBody { requests, stream, every, tick: None, ended: false }));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
@@ -60,7 +64,7 @@ struct Requests<B> {
     /// `None` once the client has closed its half, which does not end the stream (server.md 4.1).
     body: Option<Pin<Box<B>>>,
     /// A message that has not arrived whole.
-    buffer: Vec<u8>,
+    buffer: BytesMut,
 }
 
 impl<B> Requests<B>
@@ -68,16 +72,22 @@ where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    /// The next request. Pending for ever once the client has closed its half.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<WatchRequest, Status>> {
-        loop {
-            if let Some(request) = self.whole()? {
-                return Poll::Ready(Ok(request));
-            }
-            let Some(body) = &mut self.body else { return Poll::Pending };
-            match std::task::ready!(body.as_mut().poll_frame(context)) {
+    /// Bytes of the first message with its head, as far as they are known.
+    fn wanted_bytes(&self) -> usize {
+        let length = self.buffer.get(1..FRAME_HEAD_BYTES).map_or(0, |mut length| length.get_u32() as usize);
+        FRAME_HEAD_BYTES + length
+    }
+
+    /// Takes in what has arrived, also if nothing is decoded of it yet: the connection takes many small frames that
+    /// nobody fetches for an attack.
+    fn fetch(&mut self, context: &mut Context<'_>) -> Result<(), Status> {
+        while self.buffer.len() < self.wanted_bytes().max(BUFFERED_BYTES_MAX)
+            && let Some(body) = &mut self.body
+            && let Poll::Ready(frame) = body.as_mut().poll_frame(context)
+        {
+            match frame {
                 None => self.body = None,
-                Some(Err(error)) => return Poll::Ready(Err(Status::from_error(error.into()))),
+                Some(Err(error)) => return Err(Status::from_error(error.into())),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.buffer.extend_from_slice(&data);
@@ -85,24 +95,34 @@ where
                 }
             }
         }
+        Ok(())
+    }
+
+    /// The next request that has arrived whole.
+    fn next(&mut self, context: &mut Context<'_>) -> Result<Option<WatchRequest>, Status> {
+        if let Some(request) = self.whole()? {
+            return Ok(Some(request));
+        }
+        self.fetch(context)?;
+        self.whole()
     }
 
     fn whole(&mut self) -> Result<Option<WatchRequest>, Status> {
-        let Some((head, rest)) = self.buffer.split_at_checked(FRAME_HEAD_BYTES) else { return Ok(None) };
-        if head[0] != 0 {
+        if self.buffer.first().is_some_and(|compressed| *compressed != 0) {
             return Err(Status::unimplemented("grpc: compressed messages are not supported"));
         }
-        let length = (&head[1..]).get_u32() as usize;
-        let Some(message) = rest.get(..length) else { return Ok(None) };
-        let request = WatchRequest::decode(message);
-        let request = request.map_err(|error| {
-            Status::internal(format!("grpc: error unmarshalling request: {error}"))
-        })?;
-        self.buffer.drain(..FRAME_HEAD_BYTES + length);
+        let whole = self.wanted_bytes();
+        if self.buffer.len() < whole {
+            return Ok(None);
+        }
+        let message = self.buffer.split_to(whole).split_off(FRAME_HEAD_BYTES);
         if self.buffer.is_empty() {
             // An idle stream keeps no memory for what it once asked.
-            self.buffer = Vec::new();
+            self.buffer = BytesMut::new();
         }
+        let request = WatchRequest::decode(message);
+        let request =
+            request.map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))?;
         Ok(Some(request))
     }
 }
@@ -125,9 +145,10 @@ where
 {
     /// Hands on what the client asks. An error ends the stream.
     fn read_requests(&mut self, context: &mut Context<'_>) -> Result<(), Status> {
-        while self.stream.may_ask() {
-            let Poll::Ready(request) = self.requests.poll(context) else { break };
-            let request = request?;
+        self.requests.fetch(context)?;
+        while self.stream.may_ask()
+            && let Some(request) = self.requests.next(context)?
+        {
             if let Some(RequestUnion::CreateRequest(create)) = &request.request_union
                 && create.progress_notify
                 && self.tick.is_none()
@@ -185,10 +206,10 @@ mod tests {
     fn read(bytes: &[u8], piece: usize) -> Vec<Result<WatchRequest, String>> {
         let pieces = bytes.chunks(piece).map(|piece| Ok::<_, Status>(Frame::data(Bytes::copy_from_slice(piece))));
         let body = StreamBody::new(tokio_stream::iter(pieces.collect::<Vec<_>>()));
-        let mut requests = Requests { body: Some(Box::pin(body)), buffer: Vec::new() };
+        let mut requests = Requests { body: Some(Box::pin(body)), buffer: BytesMut::new() };
         let mut context = Context::from_waker(std::task::Waker::noop());
         let mut all = Vec::new();
-        while let Poll::Ready(request) = requests.poll(&mut context) {
+        while let Some(request) = requests.next(&mut context).transpose() {
             let failed = request.is_err();
             all.push(request.map_err(|status| status.message().to_owned()));
             if failed {

@@ -270,8 +270,7 @@ impl<'a> Assembly<'a> {
     fn watch_threads(&self) -> Result<WatchThreads, Failure> {
         let fragment_bytes = self.config.max_request_bytes.saturating_add(MESSAGE_OVERHEAD_BYTES);
         let hub = Hub::new(self.cluster, self.local, fragment_bytes);
-        let watched =
-            Watched { published: self.published.clone(), desk: self.desk.clone(), queue: self.queue.clone() };
+        let watched = Watched { published: self.published.clone(), desk: self.desk.clone(), queue: self.queue.clone() };
         watch::thread::start(&self.watches, hub, Arc::new(watched), WatchMetrics::register(self.registry))
     }
 

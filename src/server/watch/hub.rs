@@ -492,14 +492,7 @@ impl Hub {
 
     // ---- new revisions
 
-    fn records(
-        &mut self,
-        first: i64,
-        last: i64,
-        records: &[Record],
-        present: &dyn Present,
-        actions: &mut Vec<Action>,
-    ) {
+    fn records(&mut self, first: i64, last: i64, records: &[Record], present: &dyn Present, actions: &mut Vec<Action>) {
         if self.counts.watchers == 0 {
             self.head = self.head.max(last);
         } else if first > self.head + 1 {
@@ -615,9 +608,8 @@ impl Hub {
             let wanted = of_one.iter().filter(|(_, at)| wants.passes(events[*at].record())).map(|(_, at)| *at);
             let wanted: Vec<usize> = wanted.collect();
             let bytes = wanted.into_iter();
-            let bytes: Vec<Bytes> = bytes
-                .map(|at| events[at].bytes(wants.previous, |record| previous(record, present)))
-                .collect();
+            let bytes: Vec<Bytes> =
+                bytes.map(|at| events[at].bytes(wants.previous, |record| previous(record, present))).collect();
             if !bytes.is_empty() {
                 self.deliver(slot, header, &bytes);
             }
@@ -689,10 +681,11 @@ impl Hub {
         if records.iter().map(|record| record.kv.key.len() + record.kv.value.len()).sum::<usize>() > NEAR_BYTES {
             return false;
         }
-        let concerned = records.iter().filter(|record| watcher_of(&self.watchers, slot).interest.contains(&record.kv.key));
-        let concerned = concerned.filter(|record| wants.passes(record)).map(|record| {
-            SharedEvent::new(record).bytes(wants.previous, |record| previous(record, present))
-        });
+        let concerned =
+            records.iter().filter(|record| watcher_of(&self.watchers, slot).interest.contains(&record.kv.key));
+        let concerned = concerned
+            .filter(|record| wants.passes(record))
+            .map(|record| SharedEvent::new(record).bytes(wants.previous, |record| previous(record, present)));
         let events: Vec<Bytes> = concerned.collect();
         if !events.is_empty() {
             let header = event::header_field(&self.header(upto, present));

@@ -22,8 +22,7 @@ impl WatchMetrics {
             registry.register(Box::new(gauge.clone())).expect("registered once");
             gauge
         };
-        let events =
-            IntCounter::new("etcd_debugging_mvcc_events_total", "Total number of events sent by this member.");
+        let events = IntCounter::new("etcd_debugging_mvcc_events_total", "Total number of events sent by this member.");
         let events = events.expect("a valid name");
         registry.register(Box::new(events.clone())).expect("registered once");
         WatchMetrics {

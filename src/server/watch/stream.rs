@@ -42,8 +42,12 @@ const DRAINED_BYTES: usize = 32 << 10;
 /// Requests of one stream that the hub has not seen yet. Full means that no more are read from the socket.
 const ASKED_MAX: usize = 64;
 
-/// Bytes handed to the socket at once: it keeps what it was given even if the client does not read.
+/// Bytes handed to the socket at once: it keeps what it was given even if the client does not read. Smaller chunks are put
+/// together to so much, as far as there are any: clients take many small frames for an attack.
 const CHUNK_BYTES: usize = 64 << 10;
+
+/// A chunk of so many bytes is handed on as it is: copying it would cost more than a frame of its own.
+const WHOLE_BYTES: usize = 16 << 10;
 
 /// Bytes in all outboxes of a member.
 pub type AllBytes = Arc<AtomicUsize>;
@@ -118,6 +122,16 @@ impl Outbox {
         if chunk.len() > CHUNK_BYTES {
             let rest = chunk.split_off(CHUNK_BYTES);
             state.chunks.push_front(rest);
+        } else if chunk.len() < WHOLE_BYTES && !state.chunks.is_empty() {
+            let mut gathered = Vec::with_capacity(CHUNK_BYTES.min(state.bytes));
+            gathered.extend_from_slice(&chunk);
+            while let Some(next) = state.chunks.front_mut().filter(|_| gathered.len() < CHUNK_BYTES) {
+                gathered.extend_from_slice(&next.split_to(next.len().min(CHUNK_BYTES - gathered.len())));
+                if next.is_empty() {
+                    state.chunks.pop_front();
+                }
+            }
+            chunk = Bytes::from(gathered);
         }
         if state.chunks.is_empty() {
             // An idle stream keeps no memory for what it once held.
@@ -243,7 +257,11 @@ mod tests {
             assert!(!drained, "nobody waits for room");
             sizes.push(chunk.len());
         }
-        assert_eq!(sizes, [10, CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES, 1]);
+        assert_eq!(
+            sizes,
+            [CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES, 11],
+            "the small one takes some of the large one along"
+        );
         assert_eq!((outbox.queued(), all.load(Ordering::Relaxed)), (0, 0));
         let (outbox, all) = filled(&[100]);
         drop(outbox);

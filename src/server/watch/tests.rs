@@ -331,7 +331,15 @@ impl Client {
                 return self.failed.push(response.cancel_reason);
             }
             let (created_at, events) = (header.revision, Vec::new());
-            let seen = Seen { request: *request, created_at, events, canceled: false, compact_revision: 0, in_fragment: false, bookmark: 0 };
+            let seen = Seen {
+                request: *request,
+                created_at,
+                events,
+                canceled: false,
+                compact_revision: 0,
+                in_fragment: false,
+                bookmark: 0,
+            };
             assert!(self.watches.insert(id, seen).is_none(), "id {id} was in use");
         } else if response.canceled {
             let compact_revision = response.compact_revision;
@@ -350,7 +358,12 @@ impl Client {
             let seen = self.watches.get_mut(&id).expect("created before its first event");
             assert!(!seen.canceled, "an event behind the end");
             assert!(!response.fragment || seen.request.fragment);
-            assert!(response.events.iter().all(|event| event.kv.as_ref().is_some_and(|kv| kv.mod_revision <= header.revision)));
+            assert!(
+                response
+                    .events
+                    .iter()
+                    .all(|event| event.kv.as_ref().is_some_and(|kv| kv.mod_revision <= header.revision))
+            );
             let late = response.events.iter().flat_map(|event| &event.kv).find(|kv| kv.mod_revision <= seen.bookmark);
             assert!(late.is_none(), "{late:?} behind a notice of {}", seen.bookmark);
             seen.in_fragment = response.fragment;
