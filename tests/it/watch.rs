@@ -377,7 +377,6 @@ async fn a_stream_lives_until_its_client_leaves() {
     let member = &cluster.members[0];
     let mut watches =
         Watches::open(member.connect().await.expect("a connection"), on("k", "")).await.expect("a stream");
-    watches.next().await.expect("created");
     watches.close_requests();
     member.put("k", "v").await.expect("a put");
     watches.until("an event", |watches| watches.seen[&0].events.len() == 1).await;
@@ -396,6 +395,49 @@ async fn notices_come_by_themselves_when_nothing_happens() {
     let revision = member.put("other", "v").await.expect("a put");
     watches.until("a notice", |watches| watches.seen.get(&0).is_some_and(|seen| seen.bookmark == revision)).await;
     assert_eq!(watches.seen[&1].bookmark, 0, "it wants none");
+}
+
+fn resident_bytes(member: &Member) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", member.pid())).expect("a process");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a size");
+    let kib = line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
+    kib.expect("a number") * 1024
+}
+
+/// Bytes that a member grows by for each of so many watchers on keys of their own, on a few streams.
+async fn bytes_a_watcher(cluster: &Cluster, watchers: usize) -> u64 {
+    const STREAMS: usize = 20;
+    let member = &cluster.members[0];
+    let channel = member.connect().await.expect("a connection");
+    let before = resident_bytes(member);
+    let mut streams = Vec::new();
+    for stream in 0..STREAMS {
+        let key = |at: usize| format!("jobs/{stream:03}/{at:06}");
+        let mut watches = Watches::open(channel.clone(), on(&key(0), "")).await.expect("a stream");
+        for at in 1..watchers / STREAMS {
+            watches.create(on(&key(at), ""));
+            // As a client that waits now and then: what is asked ahead is bounded at both ends.
+            if at % 100 == 0 {
+                watches.until("some to be created", |watches| watches.seen.len() > at).await;
+            }
+        }
+        watches.until("all to be created", |watches| watches.seen.len() == watchers / STREAMS).await;
+        streams.push(watches);
+    }
+    let after = resident_bytes(member);
+    after.saturating_sub(before) / watchers as u64
+}
+
+/// An idle watcher costs at most half of what it costs etcd, and less than 1 KiB (reliability.md 4.4).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_thousand_idle_watchers_cost_at_most_half_of_etcds() {
+    let Some(real) = oracle("fifty_thousand_idle_watchers_cost_at_most_half_of_etcds") else { return };
+    let ours = Cluster::ours(1, &[]).await;
+    let ours = bytes_a_watcher(&ours, 50_000).await;
+    let theirs = Cluster::start(&[Program::Etcd(real.etcd.clone())], &[]).await;
+    let theirs = bytes_a_watcher(&theirs, 50_000).await;
+    println!("{ours} bytes a watcher, {theirs} at etcd");
+    assert!(ours <= 512 && ours * 2 <= theirs, "{ours} bytes a watcher, {theirs} at etcd");
 }
 
 /// One side of the comparison with etcd.

@@ -57,14 +57,16 @@ pub fn on(key: &str, range_end: &str) -> WatchCreateRequest {
 }
 
 impl Watches {
-    /// Opens a stream with its first watch: a real etcd answers nothing before that.
+    /// Opens a stream with its first watch, and waits until that is created.
     pub async fn open(channel: Channel, first: WatchCreateRequest) -> Result<Watches, Status> {
         let (requests, queue) = mpsc::unbounded_channel();
         let ask = |request: RequestUnion| WatchRequest { request_union: Some(request) };
         requests.send(ask(RequestUnion::CreateRequest(first))).expect("the queue is ours");
         let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
         let responses = client.watch(UnboundedReceiverStream::new(queue)).await?.into_inner();
-        Ok(Watches { requests: Some(requests), responses, seen: BTreeMap::new(), progress: Vec::new() })
+        let mut watches = Watches { requests: Some(requests), responses, seen: BTreeMap::new(), progress: Vec::new() };
+        watches.next().await?;
+        Ok(watches)
     }
 
     fn ask(&self, request: RequestUnion) {
