@@ -127,7 +127,7 @@ impl GrpcServer {
     /// The response with a body that counts and can end the call.
     fn watch(
         &self,
-        response: Response<Body>,
+        mut response: Response<Body>,
         ending: Ending,
         mut outcome: Outcome,
         metrics: Arc<MethodMetrics>,
@@ -140,7 +140,8 @@ impl GrpcServer {
             return response;
         }
         let sent_bytes = self.metrics.sent_bytes.clone();
-        response.map(|body| Body::new(ResponseBody::new(body, outcome, ending, metrics, sent_bytes)))
+        let held = response.extensions_mut().remove();
+        response.map(|body| Body::new(ResponseBody::new(body, outcome, ending, metrics, sent_bytes, held)))
     }
 
     fn log_slow(&self, method: &Method, took: Duration) {

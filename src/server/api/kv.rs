@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use prost::Message;
 use tonic::Request;
 use tonic::Response;
 use tonic::Status;
@@ -22,11 +23,16 @@ use crate::proto::etcdserverpb::TxnResponse;
 use crate::proto::etcdserverpb::kv_server::Kv;
 use crate::proto::etcdserverpb::range_request::SortOrder;
 use crate::proto::etcdserverpb::request_op::Request as RequestUnion;
+use crate::proto::mvccpb::KeyValue;
 use crate::server::api::backend::Backend;
 use crate::server::api::check;
 use crate::server::api::header;
 use crate::server::api::metrics::RequestMetrics;
 use crate::server::api::range_stream::RangeStream;
+use crate::server::api::unsent::Held;
+use crate::server::api::unsent::MANY_KEYS_BYTES;
+use crate::server::api::unsent::STORED_BYTES;
+use crate::server::api::unsent::Unsent;
 use crate::server::apply::quota;
 use crate::server::apply::txn;
 
@@ -45,38 +51,71 @@ impl KvService {
         KvService { backend, metrics }
     }
 
-    async fn read(&self, request: RangeRequest) -> Result<RangeResponse, Answer> {
+    async fn read(&self, request: RangeRequest, unsent: &Arc<Unsent>) -> Result<Counted<RangeResponse>, Answer> {
         if !request.serializable {
             self.backend.read_barrier().await?;
         }
-        let mut response = if is_small(&request) {
+        let is_small = is_small(&request);
+        let held = unsent.admit(if is_small { 0 } else { MANY_KEYS_BYTES }).await;
+        let mut response = if is_small {
             self.backend.range(&request)?
         } else {
             let snapshot = self.backend.snapshot();
             blocking(move || snapshot.range(&request)).await?
         };
         response.header = header::complete(&*self.backend, response.header);
-        Ok(response)
+        let held = held.made(pairs_bytes(&response.kvs));
+        Ok(Counted { response, held })
     }
 
-    async fn read_txn(&self, request: TxnRequest) -> Result<TxnResponse, Answer> {
+    async fn read_txn(&self, request: TxnRequest, unsent: &Arc<Unsent>) -> Result<Counted<TxnResponse>, Answer> {
         if !txn::is_serializable(&request) {
             self.backend.read_barrier().await?;
         }
+        let is_small = is_small_txn(&request);
+        let held = unsent.admit(if is_small { 0 } else { MANY_KEYS_BYTES }).await;
         let snapshot = self.backend.snapshot();
-        let mut response = match is_small_txn(&request) {
+        let mut response = match is_small {
             true => snapshot.txn(&request)?,
             false => blocking(move || snapshot.txn(&request)).await?,
         };
         response.header = header::complete(&*self.backend, response.header);
-        Ok(response)
+        let held = held.made(response.encoded_len());
+        Ok(Counted { response, held })
     }
 
-    async fn write_txn(&self, request: TxnRequest) -> Result<TxnResponse, Answer> {
+    async fn write_txn(&self, request: TxnRequest, unsent: &Arc<Unsent>) -> Result<Counted<TxnResponse>, Answer> {
+        let held = unsent.admit(STORED_BYTES).await;
         let mut response = self.backend.txn(request).await?;
         response.header = header::complete(&*self.backend, response.header);
-        Ok(response)
+        let held = held.made(response.encoded_len());
+        Ok(Counted { response, held })
     }
+}
+
+/// An answer with what counts it until it is sent.
+struct Counted<T> {
+    response: T,
+    held: Option<Arc<Held>>,
+}
+
+impl<T> Counted<T> {
+    fn into_response(self) -> Response<T> {
+        let mut response = Response::new(self.response);
+        if let Some(held) = self.held {
+            response.extensions_mut().insert(held);
+        }
+        response
+    }
+}
+
+/// Where the answers of this request's connection are counted. A request that came over none counts for itself.
+fn unsent_of<T>(request: &Request<T>) -> Arc<Unsent> {
+    request.extensions().get::<Arc<Unsent>>().cloned().unwrap_or_default()
+}
+
+fn pairs_bytes(pairs: &[KeyValue]) -> usize {
+    pairs.iter().map(|kv| kv.key.len() + kv.value.len()).sum()
 }
 
 /// Whether a range reads a few records whatever the store holds: a sort or a filter would look at all of the interval.
@@ -107,15 +146,16 @@ pub(crate) async fn blocking<T: Send + 'static>(
 #[tonic::async_trait]
 impl Kv for KvService {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        let unsent = unsent_of(&request);
         let request = request.into_inner();
         if self.backend.is_learner() && !request.serializable {
             return Err(Answer::NotSupportedForLearner.into());
         }
         check::range(&request)?;
         let start = Instant::now();
-        let result = self.read(request).await;
+        let result = self.read(request, &unsent).await;
         self.metrics.observe_range(start.elapsed(), result.is_ok());
-        Ok(Response::new(result?))
+        Ok(result?.into_response())
     }
 
     type RangeStreamStream = RangeStream;
@@ -130,33 +170,40 @@ impl Kv for KvService {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let unsent = unsent_of(&request);
         let request = request.into_inner();
         let start = Instant::now();
         // The quota comes before the shape (server.md 6.4).
         self.backend.check_quota(quota::put_cost(&request)).await?;
         check::put(&request)?;
+        let held = if request.prev_kv { Some(unsent.admit(STORED_BYTES).await) } else { None };
         let result = self.backend.put(request).await;
         self.metrics.observe("Put", start.elapsed(), result.is_ok());
         let mut response = result?;
         response.header = header::complete(&*self.backend, response.header);
-        Ok(Response::new(response))
+        let held = held.and_then(|held| held.made(response.encoded_len()));
+        Ok(Counted { response, held }.into_response())
     }
 
     async fn delete_range(
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let unsent = unsent_of(&request);
         let request = request.into_inner();
         check::delete_range(&request)?;
         let start = Instant::now();
+        let held = if request.prev_kv { Some(unsent.admit(STORED_BYTES).await) } else { None };
         let result = self.backend.delete_range(request).await;
         self.metrics.observe("DeleteRange", start.elapsed(), result.is_ok());
         let mut response = result?;
         response.header = header::complete(&*self.backend, response.header);
-        Ok(Response::new(response))
+        let held = held.and_then(|held| held.made(response.encoded_len()));
+        Ok(Counted { response, held }.into_response())
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let unsent = unsent_of(&request);
         let request = request.into_inner();
         let start = Instant::now();
         let cost = quota::txn_cost(&request);
@@ -165,11 +212,11 @@ impl Kv for KvService {
         }
         check::txn(&request, self.backend.limits().txn_ops_max)?;
         let (kind, result) = match txn::is_read_only(&request) {
-            true => ("ReadonlyTxn", self.read_txn(request).await),
-            false => ("Txn", self.write_txn(request).await),
+            true => ("ReadonlyTxn", self.read_txn(request, &unsent).await),
+            false => ("Txn", self.write_txn(request, &unsent).await),
         };
         self.metrics.observe(kind, start.elapsed(), result.is_ok());
-        Ok(Response::new(result?))
+        Ok(result?.into_response())
     }
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {

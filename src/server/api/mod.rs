@@ -33,6 +33,7 @@ pub mod watch;
 mod fake;
 #[cfg(test)]
 mod tests;
+pub mod unsent;
 
 use tonic::Status;
 

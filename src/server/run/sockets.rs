@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::net::ToSocketAddrs;
 
+use crate::common::os_reason::os_reason;
 use crate::common::urls::Address;
 use crate::common::urls::Url;
 use crate::server::api::listener::Listener;
@@ -39,11 +40,7 @@ async fn bind(urls: &[Url], role: Role, reuse: Reuse) -> Result<Vec<(Listener, R
 }
 
 fn bind_peer(url: &Url) -> Result<TcpListener, String> {
-    let named = |error: std::io::Error| {
-        let text = error.to_string();
-        let text = text.split(" (os error").next().unwrap_or_default().to_lowercase();
-        format!("listen tcp {}: bind: {text}", url.authority())
-    };
+    let named = |error: std::io::Error| format!("listen tcp {}: bind: {}", url.authority(), os_reason(&error));
     match url.address() {
         Address::Tcp { host, port } => {
             let number: u16 = port.parse().map_err(|_| format!("listen tcp {}: invalid port", url.authority()))?;
