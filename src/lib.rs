@@ -9,6 +9,7 @@
 //!                   │  outcome by id  │           apply thread ──▶ mvcc · lease · cluster · alarms (memory)
 //!                   └─────────────────┴────────────    └──▶ flusher ──▶ redb, in the background
 //!
+//!  watches: apply ── records ──▶ server/watch (hub) ──▶ an outbox each stream ──▶ its response body
 //!  reads: api ──▶ server/read (one ReadIndex for all who wait) ──▶ View: index + ring + tables ──▶ response
 //! ```
 //!
@@ -16,7 +17,7 @@
 //!
 //! * [`program`]: which program the binary is this time; `main.rs` is nothing but a call of it.
 //! * [`server`]: one member. `run` puts it together; `api` is what clients see, `peer` what members see; `raft` orders,
-//!   `apply` carries out, `mvcc` remembers, `checkpoint` and `snapshot` are its files; `duties` is what it does unasked.
+//!   `apply` carries out, `mvcc` remembers, `watch` tells, `checkpoint` and `snapshot` are its files; `duties` is what it does unasked.
 //! * [`client`] and [`ctl`]: what speaks to a member, and the command line on top.
 //! * [`supervisor`]: Procfile stacks. [`bench`]: load on any etcd, and two programs compared.
 //! * [`torture`]: real clusters under [`faults`] that a seed chooses, and the judge of their history. [`sim`]: whole

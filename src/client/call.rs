@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use futures_core::Stream;
 use http::uri::PathAndQuery;
 use prost::Message;
 use tonic::Code;
@@ -103,6 +104,28 @@ impl Client {
             Some(opened) => Ok(opened?.into_inner()),
             None => Err(CallError::Deadline { last: self.balancer.last_error() }),
         }
+    }
+
+    /// Opens a stream in both directions on the next open connection; waits for one without end. Nothing is repeated.
+    /// `requires_leader`: the member is to end it when it has no leader (ctl.md 2.8).
+    pub(super) async fn bidi_stream<Q, R>(
+        &self,
+        path: &'static str,
+        requests: impl Stream<Item = Q> + Send + 'static,
+        requires_leader: bool,
+    ) -> Result<Streaming<R>, Status>
+    where
+        Q: Message + 'static,
+        R: Message + Default + 'static,
+    {
+        let connection = self.balancer.pick().await;
+        let mut grpc = self.grpc(connection.wire(&self.authority));
+        let mut request = self.dress(requests, Deadline::none());
+        if requires_leader {
+            request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+        }
+        let opened = grpc.streaming(request, PathAndQuery::from_static(path), ProstCodec::<Q, R>::default()).await;
+        Ok(opened.map_err(unwrap_transport)?.into_inner())
     }
 
     async fn attempts<Q, R>(

@@ -4,7 +4,7 @@
 //! there is none, and ends by its own deadline. The calls live in files named like those of `server/api`.
 //!
 //! ```text
-//! kv, lease, cluster, maintenance ──▶ call (deadline, attempts, metadata) ──▶ balancer ──▶ connection (HTTP/2)
+//! kv, lease, watch, cluster, maintenance ──▶ call (deadline, attempts, metadata) ──▶ balancer ──▶ connection (HTTP/2)
 //!                                   └── retry: may this be sent again?
 //! bench ──▶ direct (one bare connection)
 //! ```
@@ -22,6 +22,7 @@ mod maintenance;
 pub mod retry;
 #[cfg(test)]
 mod tests;
+pub mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;

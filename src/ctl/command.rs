@@ -204,7 +204,7 @@ mod tests {
         check("m", &["move-leader", "member", "make-mirror"]);
         check("e", &["get", "del", "endpoint", "elect"]);
         check("co", &["compaction", "completion"]);
-        assert_eq!(look("watch k"), Err(FindError::Unsupported("watch".to_owned())));
+        assert_eq!(look("make-mirror k"), Err(FindError::Unsupported("make-mirror".to_owned())));
         assert_eq!(look("member add x"), Err(FindError::Unsupported("member add".to_owned())));
     }
 }

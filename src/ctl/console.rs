@@ -16,7 +16,7 @@ pub type ErrorStream = Arc<Mutex<dyn Write + Send>>;
 
 /// The three streams of a command.
 pub struct Console {
-    pub input: Box<dyn BufRead>,
+    pub input: Box<dyn BufRead + Send>,
     pub out: Box<dyn Write>,
     err: ErrorStream,
 }
@@ -31,7 +31,7 @@ impl Console {
         )
     }
 
-    pub fn new(input: Box<dyn BufRead>, out: Box<dyn Write>, err: ErrorStream) -> Console {
+    pub fn new(input: Box<dyn BufRead + Send>, out: Box<dyn Write>, err: ErrorStream) -> Console {
         Console { input, out, err }
     }
 

@@ -12,11 +12,11 @@ pub enum Exit {
     Failed = 1,
     /// No client could be made.
     BadConnection = 2,
-    /// Standard input of `txn` makes no sense.
+    /// Standard input of `txn` or `watch -i` makes no sense.
     InvalidInput = 3,
     /// A known flag carries an unsupported value.
     BadFeature = 4,
-    /// What was under way was broken off.
+    /// What was under way was broken off, or the server ended a watch.
     Interrupted = 5,
     /// Number or form of the arguments.
     BadArguments = 128,

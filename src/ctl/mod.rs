@@ -29,6 +29,7 @@ mod session;
 mod snapshot;
 pub(crate) mod txn;
 mod version;
+mod watch;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

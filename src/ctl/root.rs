@@ -15,6 +15,7 @@ use super::put;
 use super::snapshot;
 use super::txn;
 use super::version;
+use super::watch;
 
 pub static ROOT: Command = Command {
     name: "etcdctl",
@@ -30,6 +31,7 @@ pub static ROOT: Command = Command {
             &txn::COMMAND,
             &compaction::COMMAND,
             &endpoint::COMMAND,
+            &watch::COMMAND,
             &version::COMMAND,
             &lease::COMMAND,
             &member::COMMAND,

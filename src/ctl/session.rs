@@ -63,6 +63,17 @@ impl Session<'_> {
         self.personality.program()
     }
 
+    /// Everything typed behind the command's name, flags and `--` included.
+    pub fn raw_args(&self) -> &[Bytes] {
+        &self.found.args
+    }
+
+    /// A variable that this command reads itself, so that it is no stray one. An empty one is none.
+    pub fn take_variable(&mut self, name: &str) -> Option<String> {
+        let at = self.variables.iter().position(|(known, text)| known == name && !text.is_empty())?;
+        Some(self.variables.remove(at).1)
+    }
+
     /// Settles options after the arguments were found good: environment, what we cannot do, the format (ctl.md 1.1).
     pub fn settle(&mut self) -> Result<(), CtlError> {
         let flags: Vec<&'static Flag> = self.found.inherited_flags();

@@ -189,7 +189,7 @@ fn operation(line: &str, console: &mut Console) -> Result<RequestOp, CtlError> {
 
 /// Splits a line into words: double-quoted with Go's escapes, single-quoted as they are, else up to the next blank. A
 /// quote that is not at a word's start, or never closed, is a character like others.
-fn split(line: &str) -> Result<Vec<Bytes>, CtlError> {
+pub fn split(line: &str) -> Result<Vec<Bytes>, CtlError> {
     let mut words = Vec::new();
     let mut rest = line.trim_start();
     while !rest.is_empty() {

@@ -17,3 +17,4 @@ pub mod read;
 pub mod run;
 pub mod snapshot;
 pub mod waiters;
+pub mod watch;

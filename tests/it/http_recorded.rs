@@ -25,18 +25,13 @@ const NOT_COMPARED: [(&str, &str); 3] = [
 const LEARNER: &str = r#"{"id":11433156337303745795,"peerURLs":["http://127.0.0.1:1"],"isLearner":true},"#;
 
 /// Families of the record that a member does not show, with the reason.
-const MISSING_FAMILIES: [(&str, &str); 32] = [
+const MISSING_FAMILIES: [(&str, &str); 27] = [
     ("etcd_debugging_auth_revision", "authentication: later"),
     ("etcd_debugging_disk_backend_commit_rebalance_duration_seconds", "a phase of bbolt's commit"),
     ("etcd_debugging_disk_backend_commit_spill_duration_seconds", "a phase of bbolt's commit"),
     ("etcd_debugging_disk_backend_commit_write_duration_seconds", "a phase of bbolt's commit"),
     ("etcd_debugging_mvcc_db_compaction_last", "apply knows no wall clock"),
-    ("etcd_debugging_mvcc_events_total", "watch: later"),
     ("etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds", "index and records are compacted in one pass"),
-    ("etcd_debugging_mvcc_pending_events_total", "watch: later"),
-    ("etcd_debugging_mvcc_slow_watcher_total", "watch: later"),
-    ("etcd_debugging_mvcc_watch_stream_total", "watch: later"),
-    ("etcd_debugging_mvcc_watcher_total", "watch: later"),
     ("etcd_debugging_server_alarms", "no series before the first alarm"),
     ("etcd_debugging_server_watch_send_loop_control_stream_duration_seconds", "watch: later"),
     ("etcd_debugging_server_watch_send_loop_progress_duration_seconds", "watch: later"),

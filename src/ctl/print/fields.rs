@@ -8,6 +8,7 @@ use super::EndpointHealth;
 use super::EndpointStatus;
 use super::Report;
 use super::lease;
+use super::simple;
 use crate::ctl::go_text::quote;
 use crate::proto::etcdserverpb::DeleteRangeResponse;
 use crate::proto::etcdserverpb::Member;
@@ -16,6 +17,7 @@ use crate::proto::etcdserverpb::PutResponse;
 use crate::proto::etcdserverpb::RangeResponse;
 use crate::proto::etcdserverpb::ResponseHeader;
 use crate::proto::etcdserverpb::TxnResponse;
+use crate::proto::etcdserverpb::WatchResponse;
 use crate::proto::etcdserverpb::response_op::Response;
 use crate::proto::mvccpb::KeyValue;
 
@@ -30,6 +32,7 @@ pub fn write(report: &Report<'_>, hex: bool, out: &mut dyn Write) -> io::Result<
             fields.header(report.header())?;
             lease::fields(report, hex, fields.out)
         }
+        Report::Watch(response) => fields.watch(response),
         Report::MemberList(response) => fields.members(response),
         Report::Status(list) => list.iter().try_for_each(|found| fields.status(found)),
         Report::Health(list) => list.iter().try_for_each(|found| fields.health(found)),
@@ -99,6 +102,15 @@ impl Fields<'_> {
             Some(Response::ResponseDeleteRange(nested)) => self.delete(nested),
             Some(Response::ResponseTxn(nested)) => self.txn(nested),
             None => Ok(()),
+        })
+    }
+
+    fn watch(&mut self, response: &WatchResponse) -> io::Result<()> {
+        self.header(response.header.as_ref())?;
+        response.events.iter().try_for_each(|event| {
+            self.line("Type", simple::event_type(event))?;
+            event.prev_kv.iter().try_for_each(|kv| self.pair("Prev", kv))?;
+            event.kv.iter().try_for_each(|kv| self.pair("", kv))
         })
     }
 

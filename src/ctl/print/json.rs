@@ -19,7 +19,9 @@ use crate::proto::etcdserverpb::RangeResponse;
 use crate::proto::etcdserverpb::ResponseHeader;
 use crate::proto::etcdserverpb::ResponseOp;
 use crate::proto::etcdserverpb::TxnResponse;
+use crate::proto::etcdserverpb::WatchResponse;
 use crate::proto::etcdserverpb::response_op::Response;
+use crate::proto::mvccpb::Event;
 use crate::proto::mvccpb::KeyValue;
 
 /// `hex` changes member ids only, and only in what member commands print (ctl.md 3).
@@ -33,6 +35,7 @@ pub fn write(report: &Report<'_>, hex: bool, out: &mut dyn Write) -> io::Result<
             let header = report.header().map(|of| header(of, false)).unwrap_or_default();
             lease::json(report, header.trim_matches(['{', '}']))
         }
+        Report::Watch(response) => watch(response),
         Report::MemberList(response) => members(response, hex),
         Report::Status(list) => list_or_null(list, status),
         Report::Health(list) => list_or_null(list, health),
@@ -197,6 +200,25 @@ fn op(op: &ResponseOp) -> String {
         None => return "{\"Response\":null}".to_owned(),
     };
     format!("{{\"Response\":{{\"{key}\":{nested}}}}}")
+}
+
+/// Go's field names, none left out. The reason stays empty: etcd's client does not hand it on.
+fn watch(response: &WatchResponse) -> String {
+    let event = |event: &Event| {
+        Object::new()
+            .number("type", event.r#type)
+            .some("kv", event.kv.as_ref().map(pair))
+            .some("prev_kv", event.prev_kv.as_ref().map(pair))
+            .end()
+    };
+    Object::new()
+        .raw("Header", &header(&response.header.unwrap_or_default(), false))
+        .raw("Events", &list_or_null(&response.events, event))
+        .raw("CompactRevision", &response.compact_revision.to_string())
+        .raw("Canceled", &response.canceled.to_string())
+        .raw("Created", &response.created.to_string())
+        .raw("CancelReason", "\"\"")
+        .end()
 }
 
 fn members(response: &MemberListResponse, hex: bool) -> String {

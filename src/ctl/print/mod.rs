@@ -17,6 +17,7 @@ use crate::proto::etcdserverpb::PutResponse;
 use crate::proto::etcdserverpb::RangeResponse;
 use crate::proto::etcdserverpb::StatusResponse;
 use crate::proto::etcdserverpb::TxnResponse;
+use crate::proto::etcdserverpb::WatchResponse;
 
 /// Values of `--write-out`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +88,7 @@ pub enum Report<'a> {
     Delete(&'a DeleteRangeResponse),
     Txn(&'a TxnResponse),
     Lease(lease::LeaseReport<'a>),
+    Watch(&'a WatchResponse),
     MemberList(&'a MemberListResponse),
     Status(&'a [EndpointStatus]),
     Health(&'a [EndpointHealth]),

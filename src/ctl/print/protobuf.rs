@@ -7,6 +7,7 @@ use prost::Message;
 
 use super::Report;
 use super::lease;
+use crate::proto::etcdserverpb::WatchResponse;
 
 pub fn write(report: &Report<'_>, out: &mut dyn Write) -> io::Result<()> {
     let bytes = match report {
@@ -15,6 +16,12 @@ pub fn write(report: &Report<'_>, out: &mut dyn Write) -> io::Result<()> {
         Report::Delete(response) => response.encode_to_vec(),
         Report::Txn(response) => response.encode_to_vec(),
         Report::Lease(report) => lease::protobuf(report),
+        // The id on the stream and the reason are not part of what etcd's client hands on.
+        Report::Watch(response) => {
+            let (watch_id, cancel_reason, fragment) = (0, String::new(), false);
+            let header = Some(response.header.unwrap_or_default());
+            WatchResponse { watch_id, cancel_reason, fragment, header, ..(*response).clone() }.encode_to_vec()
+        }
         Report::MemberList(response) => response.encode_to_vec(),
         // Not in the support matrix: these are lists made here, no message of the API.
         Report::Status(_) | Report::Health(_) | Report::HashKv(_) => Vec::new(),

@@ -14,7 +14,9 @@ use crate::proto::etcdserverpb::PutResponse;
 use crate::proto::etcdserverpb::RangeResponse;
 use crate::proto::etcdserverpb::TxnResponse;
 use crate::proto::etcdserverpb::response_op::Response;
+use crate::proto::mvccpb::Event;
 use crate::proto::mvccpb::KeyValue;
+use crate::proto::mvccpb::event::EventType;
 
 pub fn write(report: &Report<'_>, hex: bool, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
     match report {
@@ -23,6 +25,7 @@ pub fn write(report: &Report<'_>, hex: bool, out: &mut dyn Write, err: &mut dyn 
         Report::Delete(response) => delete(response, hex, out),
         Report::Txn(response) => txn(response, hex, out),
         Report::Lease(report) => lease::simple(report, out),
+        Report::Watch(response) => response.events.iter().try_for_each(|of| event(of, hex, out)),
         Report::MemberList(response) => rows(&member_rows(response), out),
         Report::Status(list) => rows(&status_rows(list), out),
         Report::Health(list) => list.iter().try_for_each(|found| health(found, out, err)),
@@ -59,6 +62,17 @@ fn txn(response: &TxnResponse, hex: bool, out: &mut dyn Write) -> io::Result<()>
         }
     }
     Ok(())
+}
+
+fn event(event: &Event, hex: bool, out: &mut dyn Write) -> io::Result<()> {
+    out.write_all(event_type(event).as_bytes())?;
+    out.write_all(b"\n")?;
+    event.prev_kv.iter().chain(&event.kv).try_for_each(|kv| pair(kv, false, hex, out))
+}
+
+/// `PUT` or `DELETE`; etcd's Go code prints the number of any other.
+pub fn event_type(event: &Event) -> String {
+    EventType::try_from(event.r#type).map_or_else(|_| event.r#type.to_string(), |kind| kind.as_str_name().to_owned())
 }
 
 fn pair(kv: &KeyValue, value_only: bool, hex: bool, out: &mut dyn Write) -> io::Result<()> {

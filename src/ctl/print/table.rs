@@ -53,7 +53,12 @@ pub fn write(report: &Report<'_>, out: &mut dyn Write) -> io::Result<()> {
             draw(&HASH_HEADINGS, list.iter().map(row).collect())
         }
         // Not in the support matrix.
-        Report::Put(_) | Report::Get { .. } | Report::Delete(_) | Report::Txn(_) | Report::Lease(_) => String::new(),
+        Report::Put(_)
+        | Report::Get { .. }
+        | Report::Delete(_)
+        | Report::Txn(_)
+        | Report::Lease(_)
+        | Report::Watch(_) => String::new(),
     };
     out.write_all(text.as_bytes())
 }

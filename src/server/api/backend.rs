@@ -29,6 +29,7 @@ use crate::proto::etcdserverpb::RangeRequest;
 use crate::proto::etcdserverpb::RangeResponse;
 use crate::proto::etcdserverpb::TxnRequest;
 use crate::proto::etcdserverpb::TxnResponse;
+use crate::server::watch::stream::WatchStream;
 
 pub use crate::server::api::image_stream::Image;
 
@@ -56,6 +57,8 @@ pub struct Limits {
     /// RT: 5 s and two election timeouts.
     pub request_timeout: Duration,
     pub election_timeout: Duration,
+    /// Between progress notices of a stream.
+    pub progress_interval: Duration,
     /// A unary request that takes longer is logged; zero never.
     pub slow_request: Duration,
 }
@@ -131,6 +134,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn lease_time_to_live(&self, id: i64, keys: bool) -> Result<LeaseTimeToLiveResponse, Answer>;
     /// All leases as this member has them; on the leader the one that ends first first.
     fn leases(&self) -> Vec<i64>;
+    /// Opens a stream of watches.
+    fn open_watch(&self) -> Result<WatchStream, Answer>;
 
     /// Hash of the key space at a revision (server.md 3.9).
     async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer>;

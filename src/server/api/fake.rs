@@ -24,6 +24,7 @@ use crate::server::api::backend::RaftStatus;
 use crate::server::api::backend::Role;
 use crate::server::api::backend::Snapshot;
 use crate::server::api::backend::StoreSizes;
+use crate::server::watch::stream::WatchStream;
 
 pub const MEMBER: MemberId = MemberId(0xddd6_7b31_2462_fd7b);
 pub const CLUSTER: ClusterId = ClusterId(0xa7ef_944b_9571_1739);
@@ -59,6 +60,7 @@ impl Fake {
             quota_backend_bytes: 0,
             request_timeout: Duration::from_secs(7),
             election_timeout: Duration::from_millis(20),
+            progress_interval: Duration::from_secs(600),
             slow_request: Duration::ZERO,
         };
         let state = State {
@@ -286,6 +288,10 @@ impl Backend for Fake {
 
     fn leases(&self) -> Vec<i64> {
         self.state().leases.keys().copied().collect()
+    }
+
+    fn open_watch(&self) -> Result<WatchStream, Answer> {
+        Err(Answer::Stopped)
     }
 
     async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer> {

@@ -127,7 +127,7 @@ const SERVICES: [(&str, &[(&str, Kind)]); 9] = [
 ];
 
 /// Methods of etcd that this release answers with UNIMPLEMENTED: all of these services, and single ones of others.
-const LATER_SERVICES: [&str; 4] = ["etcdserverpb.Watch", "etcdserverpb.Auth", "v3lockpb.Lock", "v3electionpb.Election"];
+const LATER_SERVICES: [&str; 3] = ["etcdserverpb.Auth", "v3lockpb.Lock", "v3electionpb.Election"];
 const LATER_METHODS: [&str; 6] =
     ["MemberAdd", "MemberRemove", "MemberUpdate", "MemberPromote", "MoveLeader", "Downgrade"];
 
@@ -190,7 +190,7 @@ mod tests {
         };
         check("/etcdserverpb.KV/Range", Some((Unary, true)));
         check("/etcdserverpb.KV/RangeStream", Some((ServerStream, true)));
-        check("/etcdserverpb.Watch/Watch", Some((BidiStream, false)));
+        check("/etcdserverpb.Watch/Watch", Some((BidiStream, true)));
         check("/grpc.health.v1.Health/Watch", Some((ServerStream, true)));
         check("/etcdserverpb.Maintenance/Snapshot", Some((ServerStream, true)));
         check("/etcdserverpb.Maintenance/MoveLeader", Some((Unary, false)));

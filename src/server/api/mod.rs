@@ -1,7 +1,7 @@
 //! What clients see: gRPC services and HTTP endpoints on one port.
 //!
 //! ```text
-//!  listener ──▶ sniff ──HTTP/2──▶ interceptors ──▶ kv · lease · cluster · maintenance · health_service ──▶ Backend
+//!  listener ──▶ sniff ──HTTP/2──▶ interceptors ──▶ kv · lease · watch · cluster · maintenance · health ──▶ Backend
 //!                 └────HTTP/1.1─▶ http ──▶ /health /livez /readyz /version /metrics /debug/vars
 //! ```
 //!
@@ -31,6 +31,7 @@ pub mod server;
 pub mod services;
 pub mod socket;
 pub mod unary;
+pub mod watch;
 
 #[cfg(test)]
 mod fake;

@@ -29,6 +29,7 @@ use crate::server::api::unary;
 use crate::server::api::unary::Replay;
 use crate::server::api::unary::Reply;
 use crate::server::api::unsent::unsent_of;
+use crate::server::api::watch;
 
 const KV: &str = "etcdserverpb.KV";
 
@@ -40,6 +41,7 @@ pub struct Services {
     cluster: ClusterServer<ClusterService>,
     maintenance: MaintenanceServer<MaintenanceService>,
     health: HealthServer<HealthService>,
+    backend: Arc<dyn Backend>,
 }
 
 impl Services {
@@ -53,9 +55,10 @@ impl Services {
             plain_kv: kv.clone(),
             kv: KvServer::new(kv).max_decoding_message_size(bytes_max).max_encoding_message_size(usize::MAX),
             lease: LeaseServer::new(lease).max_decoding_message_size(bytes_max).max_encoding_message_size(usize::MAX),
-            cluster: ClusterServer::new(ClusterService::new(backend)).max_decoding_message_size(bytes_max),
+            cluster: ClusterServer::new(ClusterService::new(backend.clone())).max_decoding_message_size(bytes_max),
             maintenance: MaintenanceServer::new(maintenance).max_decoding_message_size(bytes_max),
             health: HealthServer::new(HealthService).max_decoding_message_size(bytes_max),
+            backend,
         }
     }
 
@@ -102,6 +105,7 @@ impl Services {
         let result: Result<Response<Body>, Infallible> = match method.service {
             KV => self.kv.clone().call(request).await,
             "etcdserverpb.Lease" => self.lease.clone().call(request).await,
+            "etcdserverpb.Watch" => Ok(watch::serve(&self.backend, request)),
             "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
             "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
             "grpc.health.v1.Health" => self.health.clone().call(request).await,

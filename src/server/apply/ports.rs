@@ -109,10 +109,14 @@ pub trait PeerPort: Send + Sync {
     fn replaced(&self, members: &[Member], removed: &[MemberId]);
 }
 
-/// Who wants the changes of keys: the watch hub.
+/// Who wants the changes of keys: the watch hub. Nothing here waits.
 pub trait EventSink: Send + Sync {
-    /// Changes of one batch in revision order, after its View can be read.
-    fn records(&self, view: &Arc<View>, records: &[Record]);
+    /// Whether anybody does. Asked after a batch was published.
+    fn is_wanted(&self) -> bool;
+    /// All changes of revisions `first..=last` in order, after they can be read.
+    fn records(&self, first: i64, last: i64, records: Vec<Record>);
+    /// A snapshot took the place of the store.
+    fn replaced(&self);
 }
 
 /// Time since some start, for metrics only: nothing that is applied depends on it.

@@ -216,9 +216,9 @@ impl Thread {
 
     fn tell_events(&self, first_revision: i64) {
         let last_revision = self.revision();
-        if let Some(events) = self.parts.events.as_ref().filter(|_| last_revision >= first_revision) {
-            let records = self.machine.store().recent(first_revision, last_revision);
-            events.records(&self.parts.published.view(), &records);
+        let events = self.parts.events.as_ref().filter(|_| last_revision >= first_revision);
+        if let Some(events) = events.filter(|events| events.is_wanted()) {
+            events.records(first_revision, last_revision, self.machine.store().recent(first_revision, last_revision));
         }
     }
 
@@ -290,6 +290,9 @@ impl Thread {
         listener.compaction(store.compact_revision(), store.finished_compaction());
         listener.applied(index);
         listener.outcomes_lost();
+        if let Some(events) = &self.parts.events {
+            events.replaced();
+        }
         self.parts.raft.snapshot_installed(index);
         self.parts.metrics.installing(false);
         tracing::info!(index, members = members.len(), "installed a snapshot");

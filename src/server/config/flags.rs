@@ -263,7 +263,7 @@ const FEATURES: [Flag; 7] = [
     flag("compact-hash-check-time", Duration, "1m0s", Served, "Time between two comparisons of compaction hashes."),
     flag("compaction-batch-limit", Signed, "0", Served, "Revisions deleted in one step of a compaction; 0 is 1000."),
     flag("compaction-sleep-interval", Duration, "0s", Served, "Pause between two steps; 0 is 10ms."),
-    flag("watch-progress-notify-interval", Duration, "0s", Later, "Time between two progress notices of a watch."),
+    flag("watch-progress-notify-interval", Duration, "0s", Served, "Time between progress notices; 0 is 10m."),
     flag("bootstrap-defrag-threshold-megabytes", Unsigned, "0", NoEffect, "Nothing here needs defragmenting."),
     flag("downgrade-check-time", Duration, "5s", Later, "Time between two looks at a downgrade."),
 ];

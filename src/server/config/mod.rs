@@ -105,6 +105,8 @@ pub struct Config {
     pub max_txn_ops: usize,
     pub max_request_bytes: usize,
     pub max_concurrent_streams: u32,
+    /// Between progress notices of a watch stream.
+    pub watch_progress_interval: Duration,
     pub grpc_keepalive_min_time: Duration,
     /// `None` sends no pings.
     pub grpc_keepalive_interval: Option<Duration>,

@@ -93,6 +93,7 @@ pub(super) fn config(mut typed: Typed) -> Result<Config, Exit> {
         max_txn_ops: usize::try_from(typed.unsigned("max-txn-ops")).unwrap_or(usize::MAX),
         max_request_bytes: usize::try_from(typed.unsigned("max-request-bytes")).unwrap_or(usize::MAX),
         max_concurrent_streams: u32::try_from(typed.unsigned("max-concurrent-streams")).unwrap_or(u32::MAX),
+        watch_progress_interval: progress_interval(typed.duration("watch-progress-notify-interval")),
         grpc_keepalive_min_time: typed.duration("grpc-keepalive-min-time"),
         // etcd pings only when both are set.
         grpc_keepalive_interval: Some(typed.duration("grpc-keepalive-interval"))
@@ -274,4 +275,9 @@ fn advice(typed: &Typed) -> Vec<Note> {
         notes.push(note("--unsafe-no-fsync: a power failure may lose acknowledged writes".to_owned()));
     }
     notes
+}
+
+/// Between progress notices: ten minutes unless set, and not less than 100 ms (server.md 4.5).
+fn progress_interval(given: Duration) -> Duration {
+    if given.is_zero() { Duration::from_secs(600) } else { given.max(Duration::from_millis(100)) }
 }

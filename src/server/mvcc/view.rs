@@ -345,6 +345,31 @@ impl Views {
         self.live().view()
     }
 
+    /// The newest published revision, and the lowest that can be read. Takes no picture.
+    pub fn marks(&self) -> (i64, i64) {
+        let live = self.live();
+        (live.published.revision, live.published.compact_revision)
+    }
+
+    /// All changes of `first` and later with the revision they reach to, if all of them are in memory and of at most
+    /// `revisions_max` revisions. Takes no picture of the index.
+    pub fn recent(&self, first: i64, revisions_max: i64) -> Option<(Vec<Record>, i64)> {
+        let live = self.live();
+        let Published { revision, compact_revision, .. } = live.published;
+        if first > revision {
+            return Some((Vec::new(), revision));
+        }
+        let ring = live.ring.ring();
+        let first = Revision::new(first, 0);
+        let reaches = first.main > compact_revision && ring.first().is_some_and(|oldest| oldest <= first);
+        if !reaches || revision - first.main >= revisions_max {
+            return None;
+        }
+        let ring = ring.clone();
+        drop(live);
+        Some((ring.between(first, Revision::new(revision, SUB_END)).cloned().collect(), revision))
+    }
+
     /// Runs a short `select` on what is published, and returns with it where the records are that it found. No
     /// picture of the index is taken, so the writer need not copy what it changes next; it waits meanwhile.
     pub(super) fn glance<T>(&self, select: impl FnOnce(&dyn Keys) -> T) -> (T, impl Records) {

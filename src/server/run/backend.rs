@@ -60,6 +60,8 @@ use crate::server::snapshot::contents::Frozen;
 use crate::server::snapshot::hash::HashOf;
 use crate::server::snapshot::send::write_image;
 use crate::server::waiters::Desk;
+use crate::server::watch::stream::WatchStream;
+use crate::server::watch::thread::WatchHandle;
 
 /// How long a hash of everything waits for the apply thread to hand out its state.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -77,6 +79,7 @@ pub struct MemberBackend {
     pub flusher: Arc<Flusher>,
     /// Where images are written: a file system with room for another copy of the data.
     pub snap_dir: PathBuf,
+    pub watches: WatchHandle,
     /// Reads that do not come through the log.
     pub ranges: IntCounter,
 }
@@ -272,6 +275,10 @@ impl Backend for MemberBackend {
 
     fn leases(&self) -> Vec<i64> {
         self.leases.keeper.leases()
+    }
+
+    fn open_watch(&self) -> Result<WatchStream, Answer> {
+        Ok(self.watches.open())
     }
 
     async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer> {

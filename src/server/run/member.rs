@@ -24,6 +24,7 @@ use crate::common::ids::ClusterId;
 use crate::common::ids::MemberId;
 use crate::common::ids::RequestIds;
 use crate::common::urls;
+use crate::server::api::MESSAGE_OVERHEAD_BYTES;
 use crate::server::api::backend::Identity;
 use crate::server::api::backend::Limits;
 use crate::server::api::http::Access;
@@ -99,11 +100,18 @@ use crate::server::run::sockets::Sockets;
 use crate::server::run::storage::Restored;
 use crate::server::run::storage::Storage;
 use crate::server::run::versions::PeerVersions;
+use crate::server::run::watching::HubSink;
+use crate::server::run::watching::Watched;
 use crate::server::snapshot::install::Installer;
 use crate::server::snapshot::metrics::SnapshotMetrics;
 use crate::server::snapshot::send::Images;
 use crate::server::waiters::Desk;
 use crate::server::waiters::DeskMetrics;
+use crate::server::watch;
+use crate::server::watch::hub::Hub;
+use crate::server::watch::metrics::WatchMetrics;
+use crate::server::watch::thread::WatchHandle;
+use crate::server::watch::thread::WatchThreads;
 
 /// How long a stopping leader waits for another one to take over.
 const HANDOVER_MAX: Duration = Duration::from_secs(3);
@@ -123,6 +131,7 @@ pub struct Member {
     published: Published,
     queue: ApplyHandle,
     apply_thread: JoinHandle<()>,
+    watch_threads: WatchThreads,
     flusher: Arc<Flusher>,
     local: MemberId,
     /// The lock on the data directory.
@@ -169,6 +178,7 @@ struct Assembly<'a> {
     published: Published,
     apply_metrics: ApplyMetrics,
     ids: Arc<RequestIds>,
+    watches: WatchHandle,
 }
 
 impl<'a> Assembly<'a> {
@@ -213,6 +223,7 @@ impl<'a> Assembly<'a> {
             ),
             apply_metrics: ApplyMetrics::register(registry),
             ids: Arc::new(RequestIds::new(local, unix_millis())),
+            watches: WatchHandle::default(),
         })
     }
 
@@ -257,7 +268,7 @@ impl<'a> Assembly<'a> {
             flusher: self.flusher.clone(),
             snapshots: Arc::new(snapshots),
             peers: Arc::new(PeerList { peers: peers.clone(), local: self.local }),
-            events: None,
+            events: Some(Arc::new(HubSink(self.watches.clone()))),
             published: self.published.clone(),
             metrics: self.apply_metrics.clone(),
             stopwatch: Box::new(move || epoch.elapsed()),
@@ -268,6 +279,14 @@ impl<'a> Assembly<'a> {
             },
         };
         apply::thread::start(machine, self.queue.clone(), parts)
+    }
+
+    /// The watch hub and the thread that reads history for it.
+    fn watch_threads(&self) -> Result<WatchThreads, Failure> {
+        let fragment_bytes = self.config.max_request_bytes.saturating_add(MESSAGE_OVERHEAD_BYTES);
+        let hub = Hub::new(self.cluster, self.local, fragment_bytes);
+        let watched = Watched { published: self.published.clone(), desk: self.desk.clone(), queue: self.queue.clone() };
+        watch::thread::start(&self.watches, hub, Arc::new(watched), WatchMetrics::register(self.registry))
     }
 
     /// Starts raft and connects everybody who waited for it.
@@ -348,6 +367,7 @@ impl<'a> Assembly<'a> {
                 quota_backend_bytes: config.quota_backend_bytes,
                 request_timeout: config.request_timeout(),
                 election_timeout: config.election_timeout,
+                progress_interval: config.watch_progress_interval,
                 slow_request: config.warning_unary_request,
             },
             proposer: proposer.clone(),
@@ -358,6 +378,7 @@ impl<'a> Assembly<'a> {
             queue: self.queue.clone(),
             flusher: self.flusher.clone(),
             snap_dir: self.snap_dir.clone(),
+            watches: self.watches.clone(),
             ranges: self.apply_metrics.ranges.clone(),
         })
     }
@@ -453,6 +474,7 @@ impl Member {
         let assembly = Assembly::new(surroundings, &storage, (local, cluster), &machine, checkpoint)?;
         let peers = assembly.peers(&machine, founders);
         let apply_thread = assembly.apply_thread(machine, &peers, storage.database())?;
+        let watch_threads = assembly.watch_threads()?;
         let raft = assembly.raft_thread(wal, start, &peers)?;
         let (proposer, reader) = (assembly.proposer(&peers), assembly.reader());
         let keeper = assembly.keeper(&proposer, &reader);
@@ -475,6 +497,7 @@ impl Member {
             published,
             queue,
             apply_thread,
+            watch_threads,
             flusher,
             local,
             _storage: storage,
@@ -499,10 +522,12 @@ impl Member {
         self.peer_listener.stop().await;
         self.peers.stop().await;
         let (queue, apply_thread, flusher) = (self.queue, self.apply_thread, self.flusher);
+        let watch_threads = self.watch_threads;
         let rest = tokio::task::spawn_blocking(move || {
             queue.stop();
             // A panic of the thread was reported by its guard.
             let _ = apply_thread.join();
+            watch_threads.stop();
             flusher.stop()
         });
         rest.await.unwrap_or_else(|error| Err(Failure::Refused(format!("cannot stop: {error}"))))

@@ -15,6 +15,7 @@ mod powercut_tests;
 pub mod sockets;
 pub mod storage;
 pub mod versions;
+pub mod watching;
 
 use std::ffi::OsString;
 use std::io::ErrorKind::NotADirectory;

@@ -35,7 +35,6 @@ use crate::server::checkpoint::Batch;
 use crate::server::checkpoint::Record;
 use crate::server::cluster::handle::ClusterHandle;
 use crate::server::cluster::member::Member;
-use crate::server::mvcc::view::View;
 use crate::server::raft::state_machine::RaftStatus;
 use crate::server::raft::state_machine::Refusal;
 use crate::server::raft::state_machine::StateMachine;
@@ -156,8 +155,16 @@ impl PeerPort for World {
 }
 
 impl EventSink for World {
-    fn records(&self, view: &Arc<View>, records: &[Record]) {
-        self.tell(format!("events {} at revision {}", records.len(), view.revision()));
+    fn is_wanted(&self) -> bool {
+        true
+    }
+
+    fn records(&self, first: i64, last: i64, records: Vec<Record>) {
+        self.tell(format!("events {} of {first} to {last} at revision {}", records.len(), self.revision()));
+    }
+
+    fn replaced(&self) {
+        self.tell(format!("events: store replaced at revision {}", self.revision()));
     }
 }
 
@@ -240,7 +247,7 @@ fn a_batch_is_shown_then_answered_then_reported_then_flushed() {
             "applied 3 at revision 3",
             "answered [1, 2, 3] at revision 3",
             "raft: applied 3",
-            "events 2 at revision 3",
+            "events 2 of 2 to 3 at revision 3",
             "flush 3 of 2 records",
             "build 3 at revision 3",
             "applied 4 at revision 3",
@@ -345,12 +352,13 @@ fn a_snapshot_replaces_everything_and_loses_outcomes() {
             "compaction -1 -1",
             "applied 5 at revision 3",
             "outcomes lost at revision 3",
+            "events: store replaced at revision 3",
             "raft: installed 5",
             "raft: installed 4",
             "applied 6 at revision 4",
             "answered [6] at revision 4",
             "raft: applied 6",
-            "events 1 at revision 4",
+            "events 1 of 4 to 4 at revision 4",
             "flush 6 of 1 records",
         ]
     );
