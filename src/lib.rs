@@ -19,7 +19,8 @@
 //!   `apply` carries out, `mvcc` remembers, `checkpoint` and `snapshot` are its files; `duties` is what it does unasked.
 //! * [`client`] and [`ctl`]: what speaks to a member, and the command line on top.
 //! * [`supervisor`]: Procfile stacks. [`bench`]: load on any etcd, and two programs compared.
-//! * [`sim`]: whole clusters on one thread, under faults that a seed chooses. [`torture`]: what judges their history.
+//! * [`torture`]: real clusters under [`faults`] that a seed chooses, and the judge of their history. [`sim`]: whole
+//!   clusters on one thread, with the same judge.
 //! * [`disk`]: durable files, real and simulated. [`common`]: ids, revisions, errors, versions. [`proto`]: messages.
 //!
 //! # Invariants
@@ -33,6 +34,9 @@ pub mod client;
 pub mod common;
 pub mod ctl;
 pub mod disk;
+pub mod faults;
+#[cfg(test)]
+mod fuzz;
 pub mod program;
 pub mod proto;
 pub mod server;

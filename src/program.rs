@@ -18,6 +18,7 @@ Usage:
   quorate ctl [flags] <command>     talk to a cluster (etcdctl's commands; `quorate ctl help`)
   quorate supervisor <command>      run and control the processes of a Procfile (`quorate supervisor help`)
   quorate bench <workload>          put load on any etcd and measure it; `bench compare` measures two programs
+  quorate torture [flags]           run a cluster under faults and judge what its clients saw; any etcd
   quorate version                   print the version
 
 Started under the name etcd, etcdctl or goreman (a symlink), it takes that program's command line.
@@ -39,6 +40,7 @@ pub enum Program {
     Ctl(Manner, Vec<OsString>),
     Supervisor(Manner, Vec<OsString>),
     Bench(Vec<OsString>),
+    Torture(Vec<OsString>),
     Help,
     Version,
     Unknown(String),
@@ -62,6 +64,7 @@ impl Program {
             "ctl" => Program::Ctl(Manner::Native, words),
             "supervisor" => Program::Supervisor(Manner::Native, words),
             "bench" => Program::Bench(words),
+            "torture" => Program::Torture(words),
             "help" | "-h" | "--help" | "-help" => Program::Help,
             "version" | "--version" | "-version" => Program::Version,
             _ => Program::Unknown(first),
@@ -81,6 +84,7 @@ impl Program {
             }
             Program::Supervisor(manner, words) => crate::supervisor::main(words, manner),
             Program::Bench(words) => crate::bench::main(words),
+            Program::Torture(words) => crate::torture::main(words),
             Program::Help => {
                 anstream::print!("{HELP}");
                 ExitCode::SUCCESS
@@ -115,6 +119,7 @@ mod tests {
         check("anything", "ctl get a", Program::Ctl(Manner::Native, words("get a")));
         check("quorate", "supervisor start", Program::Supervisor(Manner::Native, words("start")));
         check("quorate", "bench put --total 5", Program::Bench(words("put --total 5")));
+        check("quorate", "torture --seed 5", Program::Torture(words("--seed 5")));
         check("quorate", "", Program::Help);
         check("quorate", "sever", Program::Unknown("sever".to_owned()));
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -93,6 +94,8 @@ struct Shared {
     /// Between two requests of the whole run, when there is a limit.
     gap: Option<Duration>,
     next: AtomicU64,
+    /// No more requests, however many are left.
+    stop: AtomicBool,
     done: AtomicU64,
     all: Histogram,
     reads: Histogram,
@@ -105,12 +108,18 @@ struct Shared {
 impl Load {
     /// Makes all requests over `links` and waits for their answers.
     pub async fn run(&self, links: &Links, progress: &Progress) -> Outcome {
+        self.run_while(links, progress, std::future::pending()).await
+    }
+
+    /// As `run`, but makes no new request once `event` has come.
+    pub async fn run_while(&self, links: &Links, progress: &Progress, event: impl Future<Output = ()>) -> Outcome {
         let shared = Arc::new(Shared {
             work: self.work.clone(),
             total: self.total,
             start: Instant::now(),
             gap: (self.rate > 0).then(|| Duration::from_secs_f64(1.0 / self.rate as f64)),
             next: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
             done: AtomicU64::new(0),
             all: Histogram::new(),
             reads: Histogram::new(),
@@ -124,8 +133,14 @@ impl Load {
             clients.spawn(client(shared.clone(), link.clone()));
         }
         let mut moves = tokio::time::interval(progress::INTERVAL);
+        let mut event = std::pin::pin!(event);
+        let mut came = false;
         loop {
             tokio::select! {
+                () = &mut event, if !came => {
+                    came = true;
+                    shared.stop.store(true, Ordering::Relaxed);
+                }
                 ended = clients.join_next() => match ended {
                     Some(Ok(())) => {}
                     Some(Err(error)) => shared.fail(format!("a client ended: {error}")),
@@ -170,7 +185,7 @@ impl Shared {
             Some(gap) => self.start + gap.mul_f64(number as f64),
             None => self.start,
         };
-        (number < self.total).then_some((number, due))
+        (number < self.total && !self.stop.load(Ordering::Relaxed)).then_some((number, due))
     }
 
     fn succeed(&self, done: Done, latency: Duration) {

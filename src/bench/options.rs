@@ -182,21 +182,21 @@ pub struct CompareOptions {
     /// The program to judge [default: this one]
     #[arg(long)]
     pub binary: Option<PathBuf>,
-    /// Members: 1 or 3
-    #[arg(long, default_value_t = 1, value_parser = members)]
-    pub members: usize,
+    /// Only clusters of so many members: 1 or 3 [default: the whole table, which has both]
+    #[arg(long, value_parser = members)]
+    pub members: Option<usize>,
     /// Rounds; each measures both programs, in alternating order
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: u32,
-    /// Keys for the memory, list and restart cases
-    #[arg(long = "keys", default_value_t = 100_000)]
-    pub key_count: u64,
     /// A fiftieth of the work: shows that it runs, not how fast
     #[arg(long)]
     pub quick: bool,
     /// Only these cases
     #[arg(long, value_enum, value_delimiter = ',')]
-    pub only: Vec<Case>,
+    pub cases: Vec<Case>,
+    /// Also write the table to this Markdown file; where it has the two marker lines, between them
+    #[arg(long)]
+    pub out: Option<PathBuf>,
     /// Where data directories are made; should lie on the disk that counts [default: the system's temporary directory]
     #[arg(long)]
     pub dir: Option<PathBuf>,

@@ -136,8 +136,16 @@ async fn range(direct: &mut Direct, request: RangeRequest) -> Result<Done, Direc
 
 async fn list(direct: &mut Direct, mut request: RangeRequest) -> Result<Done, DirectError> {
     let (mut keys, mut pages) = (0, 0);
+    let mut expected = None;
     loop {
         let answer = direct.range(&request).await?;
+        // A page has the count of all keys from its first one on, and one revision is one list: a server that saves
+        // itself the counting must not look fast.
+        if expected.is_some_and(|expected| answer.count != expected) {
+            let told = format!("page {} says that {} keys are left, not {expected:?}", pages + 1, answer.count);
+            return Err(DirectError::Lost(told));
+        }
+        expected = Some(answer.count - answer.kvs.len() as i64);
         keys += answer.kvs.len() as u64;
         pages += 1;
         let Some(last) = answer.kvs.last().filter(|_| answer.more) else { return Ok(Done::Read { keys, pages }) };

@@ -19,6 +19,14 @@ use super::CallError;
 use super::RECEIVE_BYTES_MAX;
 use super::connection::WINDOW_BYTES;
 use super::endpoint::Endpoint;
+use crate::proto::etcdserverpb::CompactionRequest;
+use crate::proto::etcdserverpb::CompactionResponse;
+use crate::proto::etcdserverpb::DeleteRangeRequest;
+use crate::proto::etcdserverpb::DeleteRangeResponse;
+use crate::proto::etcdserverpb::LeaseGrantRequest;
+use crate::proto::etcdserverpb::LeaseGrantResponse;
+use crate::proto::etcdserverpb::LeaseRevokeRequest;
+use crate::proto::etcdserverpb::LeaseRevokeResponse;
 use crate::proto::etcdserverpb::PutRequest;
 use crate::proto::etcdserverpb::PutResponse;
 use crate::proto::etcdserverpb::RangeRequest;
@@ -52,6 +60,10 @@ struct Targets {
     put: Uri,
     range: Uri,
     txn: Uri,
+    delete_range: Uri,
+    compact: Uri,
+    lease_grant: Uri,
+    lease_revoke: Uri,
 }
 
 impl Direct {
@@ -62,11 +74,19 @@ impl Direct {
             return Err(super::OpenError::TlsUnsupported(endpoint.to_owned()).to_string());
         }
         let target = |method: &str| {
-            let path = format!("/etcdserverpb.KV/{method}");
+            let path = format!("/etcdserverpb.{method}");
             let uri = Uri::builder().scheme("http").authority(parsed.authority()).path_and_query(path).build();
             uri.map_err(|error| format!("{endpoint}: {error}"))
         };
-        let targets = Arc::new(Targets { put: target("Put")?, range: target("Range")?, txn: target("Txn")? });
+        let targets = Arc::new(Targets {
+            put: target("KV/Put")?,
+            range: target("KV/Range")?,
+            txn: target("KV/Txn")?,
+            delete_range: target("KV/DeleteRange")?,
+            compact: target("KV/Compact")?,
+            lease_grant: target("Lease/LeaseGrant")?,
+            lease_revoke: target("Lease/LeaseRevoke")?,
+        });
         let socket = parsed.dial().await?;
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(WINDOW_BYTES)
@@ -91,6 +111,26 @@ impl Direct {
 
     pub async fn txn(&mut self, request: &TxnRequest) -> Result<TxnResponse, DirectError> {
         let target = self.targets.txn.clone();
+        self.call(target, request).await
+    }
+
+    pub async fn delete_range(&mut self, request: &DeleteRangeRequest) -> Result<DeleteRangeResponse, DirectError> {
+        let target = self.targets.delete_range.clone();
+        self.call(target, request).await
+    }
+
+    pub async fn compact(&mut self, request: &CompactionRequest) -> Result<CompactionResponse, DirectError> {
+        let target = self.targets.compact.clone();
+        self.call(target, request).await
+    }
+
+    pub async fn lease_grant(&mut self, request: &LeaseGrantRequest) -> Result<LeaseGrantResponse, DirectError> {
+        let target = self.targets.lease_grant.clone();
+        self.call(target, request).await
+    }
+
+    pub async fn lease_revoke(&mut self, request: &LeaseRevokeRequest) -> Result<LeaseRevokeResponse, DirectError> {
+        let target = self.targets.lease_revoke.clone();
         self.call(target, request).await
     }
 

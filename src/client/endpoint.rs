@@ -13,6 +13,8 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 
+use crate::common::os_reason::os_reason;
+
 /// Both halves of an open connection.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
@@ -73,7 +75,7 @@ impl Endpoint {
         match &self.dial {
             Dial::Tcp(address) => dial_tcp(address).await,
             Dial::Unix(path) => {
-                let failed = |error: io::Error| format!("dial unix {}: connect: {}", path.display(), reason(&error));
+                let failed = |error: io::Error| format!("dial unix {}: connect: {}", path.display(), os_reason(&error));
                 let stream = UnixStream::connect(path).await.map_err(failed)?;
                 let peer = path.display().to_string();
                 Ok(Socket { stream: Box::pin(stream), peer, local: "@".to_owned() })
@@ -96,21 +98,14 @@ async fn dial_tcp(address: &str) -> Result<Socket, String> {
         match TcpStream::connect(to).await {
             Ok(stream) => {
                 // Requests are small and waited for: Nagle would only delay them.
-                stream.set_nodelay(true).map_err(|error| format!("dial tcp {to}: {}", reason(&error)))?;
+                stream.set_nodelay(true).map_err(|error| format!("dial tcp {to}: {}", os_reason(&error)))?;
                 let local = stream.local_addr().map(|local| local.to_string()).unwrap_or_default();
                 return Ok(Socket { stream: Box::pin(stream), peer: to.to_string(), local });
             }
-            Err(error) => last = format!("dial tcp {to}: connect: {}", reason(&error)),
+            Err(error) => last = format!("dial tcp {to}: connect: {}", os_reason(&error)),
         }
     }
     Err(last)
-}
-
-/// The operating system's reason in lower case and without its number: `connection refused`.
-fn reason(error: &io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    text.to_lowercase()
 }
 
 #[cfg(test)]

@@ -147,8 +147,10 @@ async fn get(client: &Client, deadline: Deadline) -> Result<RangeResponse, CallE
 const TIMED_OUT: Reply = Reply::Refusal(tonic::Code::Unavailable, "etcdserver: request timed out");
 const NO_LEADER: Reply = Reply::Refusal(tonic::Code::Unavailable, "etcdserver: no leader");
 
+/// B27, jetcd 0.8.2 (Jepsen 2024), etcd 14890, TiDB 2.1.7: the client repeated a call whose outcome was unknown, and
+/// the write was there twice.
 #[tokio::test]
-async fn a_write_that_may_have_been_applied_is_sent_once() {
+async fn b27_a_write_that_may_have_been_applied_is_sent_once() {
     for (reply, told) in [
         (Reply::HangUp, "rpc error: code = Unavailable desc = error reading from server: EOF"),
         (TIMED_OUT, "etcdserver: request timed out"),

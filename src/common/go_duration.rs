@@ -24,8 +24,7 @@ pub fn parse_signed(text: &str) -> Result<i64, String> {
     if rest.is_empty() {
         return Err(invalid());
     }
-    let mut total: f64 = 0.0;
-    let mut exact: i128 = 0;
+    let mut total: i128 = 0;
     while !rest.is_empty() {
         let number_len = rest.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
         let (number, tail) = rest.split_at(number_len);
@@ -40,15 +39,24 @@ pub fn parse_signed(text: &str) -> Result<i64, String> {
         let nanos = unit_nanos(unit).ok_or_else(|| format!("time: unknown unit \"{unit}\" in duration \"{text}\""))?;
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         let whole: i128 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| invalid())? };
-        let fraction: f64 =
-            if fraction.is_empty() { 0.0 } else { format!("0.{fraction}").parse().map_err(|_| invalid())? };
-        exact = whole.checked_mul(i128::from(nanos)).and_then(|part| exact.checked_add(part)).ok_or_else(invalid)?;
-        total += fraction * nanos as f64;
+        let part = whole.checked_mul(i128::from(nanos)).and_then(|part| total.checked_add(part));
+        total = part.and_then(|part| part.checked_add(fraction_nanos(fraction, nanos))).ok_or_else(invalid)?;
         rest = next;
     }
-    let nanos = exact.checked_add(total as i128).ok_or_else(invalid)?;
-    let nanos = i64::try_from(nanos).map_err(|_| invalid())?;
-    Ok(if negative { -nanos } else { nanos })
+    i64::try_from(if negative { -total } else { total }).map_err(|_| invalid())
+}
+
+/// A fraction of a unit, cut to whole nanoseconds as Go does: its digits as one number, so that what `format` wrote is
+/// read exactly. Digits beyond 63 bits are passed over.
+fn fraction_nanos(digits: &str, unit_nanos: u64) -> i128 {
+    let (mut number, mut scale) = (0_i64, 1.0);
+    for digit in digits.bytes() {
+        let next = number.checked_mul(10).and_then(|tens| tens.checked_add(i64::from(digit - b'0')));
+        let Some(next) = next else { break };
+        number = next;
+        scale *= 10.0;
+    }
+    (number as f64 * (unit_nanos as f64 / scale)) as i128
 }
 
 /// Writes Go's form: `1m30s`, `1.5s`, `250ms`, `0s`.
@@ -112,6 +120,16 @@ mod tests {
         assert_eq!(parse_signed("5"), Err("time: missing unit in duration \"5\"".to_owned()));
         assert_eq!(parse_signed("5d"), Err("time: unknown unit \"d\" in duration \"5d\"".to_owned()));
         assert!(parse("-1s").is_err());
+    }
+
+    #[test]
+    fn fractions_are_read_to_the_nanosecond() {
+        for (text, nanos) in
+            [("0.126614242s", 126_614_242), ("0.507069464s", 507_069_464), ("1.000000003s", 1_000_000_003)]
+        {
+            assert_eq!(parse(text), Ok(Duration::from_nanos(nanos)), "{text}");
+        }
+        assert_eq!(parse_signed("-9223372036854775808ns"), Ok(i64::MIN));
     }
 
     #[test]

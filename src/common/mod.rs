@@ -6,6 +6,7 @@ pub mod go_duration;
 pub mod ids;
 pub mod key_range;
 pub mod logging;
+pub mod os_reason;
 pub mod revision;
 pub mod urls;
 pub mod version;

@@ -9,23 +9,23 @@
 
 mod command;
 mod compaction;
-mod console;
-mod del;
+pub(crate) mod console;
+pub(crate) mod del;
 mod endpoint;
 mod environment;
 mod error;
-mod flags;
-mod get;
+pub(crate) mod flags;
+pub(crate) mod get;
 mod go_number;
 mod go_text;
 mod help;
 mod log;
 mod member;
 mod print;
-mod put;
+pub(crate) mod put;
 mod root;
 mod session;
-mod txn;
+pub(crate) mod txn;
 mod version;
 
 use std::ffi::OsString;

@@ -53,7 +53,7 @@ fn run(session: &mut Session<'_>) -> Result<(), CtlError> {
 }
 
 /// Reads the three blocks. A line is judged when it is read, so its error comes before that of a missing end.
-fn read(console: &mut Console, prompts: bool) -> Result<TxnRequest, CtlError> {
+pub(crate) fn read(console: &mut Console, prompts: bool) -> Result<TxnRequest, CtlError> {
     let prompt = |console: &mut Console, text: &str| match prompts {
         true => console.write_out(text.as_bytes()).and_then(|()| console.flush()),
         false => Ok(()),

@@ -212,14 +212,8 @@ impl Proposer {
     /// Proposes a configuration change and waits for it with the caller's patience only, as etcd does: all members
     /// after the change.
     pub async fn configure(&self, change: Change) -> Result<Vec<Member>, Answer> {
-        let r#type = match &change {
-            Change::Add(member) if member.is_learner => CONF_ADD_LEARNER,
-            Change::Add(_) | Change::Promote(_) => CONF_ADD_NODE,
-            Change::Remove(_) => CONF_REMOVE_NODE,
-            Change::Update(..) => CONF_UPDATE_NODE,
-        };
         let id = self.inner.ids.next();
-        let change = ConfChange { id, r#type, node_id: change.member().0, context: change.context() };
+        let change = conf_change(id, &change);
         let result = self.enter(id, None, || self.inner.raft.propose_conf_change(id, change.clone())).await?;
         match result {
             Reply::Members(members) => Ok(members),
@@ -375,6 +369,17 @@ impl Proposer {
         };
         if connection_lost { Answer::TimeoutConnectionLost } else { Answer::Timeout }
     }
+}
+
+/// A change as it is proposed: etcd's type and context (server.md 14.3).
+pub fn conf_change(id: u64, change: &Change) -> ConfChange {
+    let r#type = match change {
+        Change::Add(member) if member.is_learner => CONF_ADD_LEARNER,
+        Change::Add(_) | Change::Promote(_) => CONF_ADD_NODE,
+        Change::Remove(_) => CONF_REMOVE_NODE,
+        Change::Update(..) => CONF_UPDATE_NODE,
+    };
+    ConfChange { id, r#type, node_id: change.member().0, context: change.context() }
 }
 
 /// What proposing counts, by etcd's names.

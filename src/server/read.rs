@@ -1,32 +1,34 @@
 //! Linearizable reads: one read index for all who wait, then the applied index, then the newest view.
+//!
+//! `rounds` decides; this is its shell in the server: a task that turns it when something happened, and the calls.
 
-use std::collections::VecDeque;
+mod rounds;
+
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
-use std::time::Instant;
 
 use bytes::Bytes;
 use prometheus::IntCounter;
 use tokio::sync::Notify;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::common::answer::Answer;
 use crate::common::ids::RequestIds;
 use crate::server::apply::published::Published;
 use crate::server::mvcc::view::View;
 use crate::server::propose::RaftPort;
+pub use crate::server::read::rounds::News;
+pub use crate::server::read::rounds::Rounds;
+pub use crate::server::read::rounds::Timing;
 use crate::server::waiters::Desk;
-use crate::server::waiters::RaftNow;
 
 /// A read index that was not confirmed in this time is asked for again, under a new context: the library drops requests
 /// silently while there is no leader (reliability.md R2).
 pub const READ_INDEX_RETRY: Duration = Duration::from_millis(500);
-
-/// Reads that wait for a read index. Full means clients are told that there are too many requests.
-pub const READS_MAX: usize = 65_536;
 
 /// Tells a read from when on this member's state is recent enough. Clones are the same reader.
 #[derive(Clone)]
@@ -34,22 +36,23 @@ pub struct Reader {
     inner: Arc<Inner>,
 }
 
+type Waiting = oneshot::Sender<Result<(), Answer>>;
+
 struct Inner {
-    /// RT: 5 s and two election timeouts.
-    request_timeout: Duration,
-    retry: Duration,
     ids: Arc<RequestIds>,
     raft: Arc<dyn RaftPort>,
     desk: Arc<Desk>,
     published: Published,
-    /// Reads that take part in the next round.
-    next: Mutex<VecDeque<oneshot::Sender<Result<u64, Answer>>>>,
+    /// Where the machine's time begins.
+    start: Instant,
+    rounds: Mutex<Rounds<Waiting>>,
     arrived: Notify,
     metrics: ReadMetrics,
 }
 
 /// What a reader is made of.
 pub struct ReaderParts {
+    /// RT: 5 s and two election timeouts.
     pub request_timeout: Duration,
     /// `READ_INDEX_RETRY`, shorter in tests.
     pub retry: Duration,
@@ -60,13 +63,20 @@ pub struct ReaderParts {
     pub metrics: ReadMetrics,
 }
 
+/// What the machine waits for between two turns.
+struct Awaited {
+    index: bool,
+    applied: bool,
+    wake_at: Option<Duration>,
+}
+
 impl Reader {
     /// A reader whose `run` has to be spawned.
     pub fn new(parts: ReaderParts) -> Reader {
         let ReaderParts { request_timeout, retry, ids, raft, desk, published, metrics } = parts;
-        let (next, arrived) = (Mutex::default(), Notify::new());
-        let inner = Inner { request_timeout, retry, ids, raft, desk, published, next, arrived, metrics };
-        Reader { inner: Arc::new(inner) }
+        let rounds = Mutex::new(Rounds::new(Timing { patience: request_timeout, retry }));
+        let (start, arrived) = (Instant::now(), Notify::new());
+        Reader { inner: Arc::new(Inner { ids, raft, desk, published, start, rounds, arrived, metrics }) }
     }
 
     /// Returns when a read here sees everything that was acknowledged anywhere before the call.
@@ -77,40 +87,20 @@ impl Reader {
         }
         let (sender, receiver) = oneshot::channel();
         {
-            let mut next = self.lock();
+            let mut rounds = self.lock();
             // Asked under the lock: `run` answers what is in here after the stop, and nothing comes in behind it.
             if self.inner.desk.is_stopped() {
                 return Err(Answer::Stopped);
             }
-            // Callers that left still hold their place until the round ends; they make room here.
-            if next.len() >= READS_MAX {
-                next.retain(|sender| !sender.is_closed());
+            let now = self.inner.start.elapsed();
+            if let Err(sender) = rounds.ask(sender, now) {
+                // Callers that left still hold their place; they make room here.
+                rounds.retain(|sender| !sender.is_closed());
+                rounds.ask(sender, now).map_err(|_| Answer::TooManyRequests)?;
             }
-            if next.len() >= READS_MAX {
-                return Err(Answer::TooManyRequests);
-            }
-            next.push_back(sender);
         }
         self.inner.arrived.notify_one();
-        // By its own clock: without a leader, a read that came during a round would wait for that one and for the next.
-        let index = match tokio::time::timeout(self.inner.request_timeout, receiver).await {
-            Ok(index) => index.map_err(|_| Answer::Stopped)??,
-            Err(_) => return Err(Answer::Timeout),
-        };
-        self.wait_applied(index).await
-    }
-
-    /// Waits until this member has applied the log up to `index`; `Timeout` after RT.
-    pub async fn wait_applied(&self, index: u64) -> Result<(), Answer> {
-        if self.inner.desk.applied_index() >= index {
-            return Ok(());
-        }
-        let mut applied = self.inner.desk.watch_applied();
-        tokio::select! {
-            _ = applied.wait_for(|applied| *applied >= index) => Ok(()),
-            () = tokio::time::sleep(self.inner.request_timeout) => Err(Answer::Timeout),
-            () = self.inner.desk.until_stopped() => Err(Answer::Stopped),
-        }
+        receiver.await.unwrap_or(Err(Answer::Stopped))
     }
 
     /// The newest view of the store.
@@ -118,78 +108,78 @@ impl Reader {
         self.inner.published.view()
     }
 
-    /// Serves the reads that wait, round by round, until the member stops.
+    /// Turns the machine whenever something happened, until the member stops.
     pub async fn run(self) {
+        let desk = self.inner.desk.clone();
+        let (mut raft, mut applied) = (desk.watch_raft(), desk.watch_applied());
+        let stopped = desk.until_stopped();
+        tokio::pin!(stopped);
         loop {
+            // Marked before the look: what comes during it wakes again.
+            raft.mark_unchanged();
+            applied.mark_unchanged();
+            let Awaited { index, applied: for_applied, wake_at } = self.turn();
+            let due = async {
+                match wake_at {
+                    Some(at) => tokio::time::sleep_until(self.inner.start + at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
-                () = self.inner.desk.until_stopped() => break,
-                () = self.inner.arrived.notified() => {}
-            }
-            // Taken before the index is asked for: whoever comes later waits for the next round (B24).
-            let round = std::mem::take(&mut *self.lock());
-            if round.is_empty() {
-                continue;
-            }
-            let result = self.read_index().await;
-            if result.is_err() {
-                self.inner.metrics.failed.inc();
-            }
-            for sender in round {
-                // A caller that left wants no word.
-                let _ = sender.send(result.clone());
+                () = &mut stopped => break,
+                // Who comes during a round waits for its end, and so does the word of it.
+                () = self.inner.arrived.notified(), if !index => {}
+                () = desk.until_read_ready(), if index => {}
+                // The sender is the desk's own field, so the channels cannot close.
+                _ = raft.changed(), if index => {}
+                _ = applied.changed(), if for_applied => {}
+                () = due => {}
             }
         }
-        for sender in std::mem::take(&mut *self.lock()) {
+        for sender in self.lock().stop() {
             let _ = sender.send(Err(Answer::Stopped));
         }
     }
 
-    /// Asks raft for a read index until it answers, the leader changes, or RT passed.
-    async fn read_index(&self) -> Result<u64, Answer> {
+    fn turn(&self) -> Awaited {
         let inner = &self.inner;
-        let mut raft = inner.desk.watch_raft();
-        let before = inner.desk.raft_now();
-        let deadline = Instant::now() + inner.request_timeout;
-        let mut index = inner.desk.open_read_round();
-        let mut terms_started = before.terms_started;
-        let leader_changed = |now: &RaftNow| now.leader_changes != before.leader_changes;
-        loop {
-            // A context is never used twice: a late answer to an old question must not confirm a new one (R1, B22).
-            let context = Bytes::copy_from_slice(&inner.ids.next().to_be_bytes());
-            inner.desk.add_read_context(context.clone());
+        // Answers first: a change of leader that came with one is seen behind it (B23).
+        let ready = inner.desk.take_reads_ready();
+        let raft = inner.desk.raft_now();
+        let news = News {
+            now: inner.start.elapsed(),
+            leader_changes: raft.leader_changes,
+            terms_started: raft.terms_started,
+            applied_index: inner.desk.applied_index(),
+            ready,
+        };
+        let (work, awaited) = {
+            let mut rounds = self.lock();
+            let work = rounds.turn(news, || Bytes::copy_from_slice(&inner.ids.next().to_be_bytes()));
+            let (index, applied) = (rounds.awaits_index(), rounds.awaits_applied());
+            let awaited = Awaited { index, applied, wake_at: work.wake_at };
+            (work, awaited)
+        };
+        if let Some(context) = work.question {
             inner.raft.read_index(context);
-            let retry = tokio::time::sleep(inner.retry);
-            tokio::pin!(retry);
-            let news = |now: &RaftNow| leader_changed(now) || now.terms_started != terms_started;
-            tokio::select! {
-                // A change of leader wins over an index that came with it (B23).
-                biased;
-                () = inner.desk.until_stopped() => return Err(Answer::Stopped),
-                now = raft.wait_for(news) => match now.map(|now| *now) {
-                    Ok(now) if leader_changed(&now) => return Err(Answer::LeaderChanged),
-                    Ok(now) => terms_started = now.terms_started,
-                    Err(_) => return Err(Answer::Stopped),
-                },
-                index = &mut index => {
-                    let index = index.map_err(|_| Answer::Stopped)?;
-                    return match leader_changed(&inner.desk.raft_now()) {
-                        true => Err(Answer::LeaderChanged),
-                        false => Ok(index),
-                    };
-                }
-                () = tokio::time::sleep_until(deadline.into()) => {
-                    tracing::warn!("timed out waiting for a read index, the network may be slow or cut off");
-                    inner.metrics.slow.inc();
-                    return Err(Answer::Timeout);
-                }
-                () = &mut retry => {}
+        }
+        if let Some(answer) = work.failed {
+            inner.metrics.failed.inc();
+            if answer == Answer::Timeout {
+                tracing::warn!("timed out waiting for a read index, the network may be slow or cut off");
+                inner.metrics.slow.inc();
             }
         }
+        for (sender, result) in work.told {
+            // A caller that left wants no word.
+            let _ = sender.send(result);
+        }
+        awaited
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<oneshot::Sender<Result<u64, Answer>>>> {
-        self.inner.next.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Rounds<Waiting>> {
+        self.inner.rounds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,6 +4,7 @@
 //! the line between threads and tokio.
 
 use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -142,11 +143,9 @@ pub struct CompactionProgress {
     pub finished: i64,
 }
 
-/// One read index that is asked for, under one or more contexts.
-struct ReadRound {
-    contexts: Vec<Bytes>,
-    sender: oneshot::Sender<u64>,
-}
+/// Answers of raft to questions for a read index that wait to be looked at. Each question has one at most, and the next
+/// one comes after its answer or half a second; if there are more all the same, the oldest go, and are asked for again.
+const READS_READY_MAX: usize = 64;
 
 /// Where threads leave word and tasks wait for it.
 pub struct Desk {
@@ -158,7 +157,9 @@ pub struct Desk {
     removed: watch::Sender<bool>,
     /// This member ought to raise NOSPACE; `duties/nospace` does.
     pub space_wanted: Notify,
-    read_round: Mutex<Option<ReadRound>>,
+    /// Contexts and indexes that raft has confirmed, for `read`.
+    reads_ready: Mutex<VecDeque<(Bytes, u64)>>,
+    read_ready: Notify,
     metrics: DeskMetrics,
 }
 
@@ -174,7 +175,8 @@ impl Desk {
             stopped: watch::Sender::new(false),
             removed: watch::Sender::new(false),
             space_wanted: Notify::new(),
-            read_round: Mutex::default(),
+            reads_ready: Mutex::default(),
+            read_ready: Notify::new(),
             metrics,
         }
     }
@@ -219,21 +221,16 @@ impl Desk {
     pub fn stop(&self) {
         self.stopped.send_replace(true);
         self.waiters.notify_all(|| Notice::Answered(Err(Answer::Stopped)));
-        lock(&self.read_round).take();
     }
 
-    /// Opens a round of asking for a read index; an earlier one is given up.
-    pub fn open_read_round(&self) -> oneshot::Receiver<u64> {
-        let (sender, receiver) = oneshot::channel();
-        *lock(&self.read_round) = Some(ReadRound { contexts: Vec::new(), sender });
-        receiver
+    /// Resolves when a read index was confirmed.
+    pub async fn until_read_ready(&self) {
+        self.read_ready.notified().await;
     }
 
-    /// Adds a context of which an answer is good for the open round.
-    pub fn add_read_context(&self, context: Bytes) {
-        if let Some(round) = lock(&self.read_round).as_mut() {
-            round.contexts.push(context);
-        }
+    /// What was confirmed since the last call: contexts and their indexes.
+    pub fn take_reads_ready(&self) -> Vec<(Bytes, u64)> {
+        lock(&self.reads_ready).drain(..).collect()
     }
 }
 
@@ -268,11 +265,14 @@ impl Listener for Desk {
     }
 
     fn read_ready(&self, context: Bytes, index: u64) {
-        // Late answers to rounds that are over are dropped (reliability.md R1).
-        let round = lock(&self.read_round).take_if(|round| round.contexts.contains(&context));
-        if let Some(round) = round {
-            let _ = round.sender.send(index);
+        {
+            let mut ready = lock(&self.reads_ready);
+            if ready.len() == READS_READY_MAX {
+                ready.pop_front();
+            }
+            ready.push_back((context, index));
         }
+        self.read_ready.notify_one();
     }
 
     fn removed(&self) {
@@ -367,30 +367,24 @@ mod tests {
     async fn the_stop_reaches_all_who_wait() {
         let desk = desk();
         let mut waiting = desk.waiters.register(1).expect("room");
-        let round = desk.open_read_round();
         desk.stop();
         desk.until_stopped().await;
         assert!(desk.is_stopped());
         desk.removed();
         desk.until_removed().await;
         assert_eq!(waiting.notice().await, Notice::Answered(Err(Answer::Stopped)));
-        assert!(round.await.is_err());
     }
 
     #[tokio::test]
-    async fn a_read_round_takes_answers_to_its_own_contexts_only() {
+    async fn confirmed_reads_wait_to_be_taken_and_are_bounded() {
         let desk = desk();
-        let old = Bytes::from_static(b"old");
-        let given_up = desk.open_read_round();
-        desk.add_read_context(old.clone());
-        let round = desk.open_read_round();
-        assert!(given_up.await.is_err());
-        desk.add_read_context(Bytes::from_static(b"new"));
-        desk.add_read_context(Bytes::from_static(b"newer"));
-        desk.read_ready(old, 3);
-        desk.read_ready(Bytes::from_static(b"new"), 7);
-        desk.read_ready(Bytes::from_static(b"newer"), 9);
-        assert_eq!(round.await, Ok(7));
+        for index in 0..=READS_READY_MAX as u64 {
+            desk.read_ready(Bytes::from_static(b"context"), index);
+        }
+        desk.until_read_ready().await;
+        let taken = desk.take_reads_ready();
+        assert_eq!((taken.len(), taken[0].1), (READS_READY_MAX, 1));
+        assert!(desk.take_reads_ready().is_empty());
     }
 
     #[test]

@@ -34,9 +34,44 @@ pub enum Fault {
     SlowDisk,
     /// Somebody asks for another leader.
     Transfer,
+    /// The checkpoint's next write fails.
+    CheckpointError,
+    /// Nothing reaches a member for a while, and nothing is lost: it all comes afterwards, bit by bit.
+    Clog,
+    /// The leader stands still until another one leads, wakes up among acknowledgements of long ago, and is asked at once.
+    StaleLeader,
+    /// A clock runs at another pace from now on.
+    ClockSkew,
+    /// The membership changes.
+    Reconfigure,
 }
 
-const ALL: [Fault; 13] = [
+impl Fault {
+    pub fn name(self) -> &'static str {
+        match self {
+            Fault::Kill => "kills",
+            Fault::PowerCut => "power cuts",
+            Fault::Blackout => "power cuts of all members",
+            Fault::DiskError => "disk errors",
+            Fault::Pause => "pauses",
+            Fault::OneWayCut => "one-way cuts",
+            Fault::Partition => "partitions",
+            Fault::IsolateLeader => "leaders isolated",
+            Fault::Loss => "times of loss",
+            Fault::Delay => "times of delay",
+            Fault::HoldApply => "applies held up",
+            Fault::SlowDisk => "slow disks",
+            Fault::Transfer => "leader transfers",
+            Fault::CheckpointError => "checkpoint errors",
+            Fault::Clog => "clogged links",
+            Fault::StaleLeader => "leaders put to sleep",
+            Fault::ClockSkew => "clock skews",
+            Fault::Reconfigure => "membership changes asked for",
+        }
+    }
+}
+
+const ALL: [Fault; 18] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::Blackout,
@@ -50,6 +85,11 @@ const ALL: [Fault; 13] = [
     Fault::HoldApply,
     Fault::SlowDisk,
     Fault::Transfer,
+    Fault::CheckpointError,
+    Fault::Clog,
+    Fault::StaleLeader,
+    Fault::ClockSkew,
+    Fault::Reconfigure,
 ];
 
 /// The character of a run.
@@ -76,7 +116,7 @@ impl Plan {
         let half: Vec<Fault> = ALL.into_iter().filter(|_| dice.chance(50)).collect();
         Plan {
             members: dice.pick(&[1, 3, 3, 3, 3, 4, 5, 5]),
-            clients: 2 + count(dice.below(4)),
+            clients: count(dice.pick(&[2, 3, 4, 5, 5, 10])),
             keys: 2 + dice.below(9),
             think_max: dice.pick(&[20_000, 60_000, 200_000]),
             faults: if half.is_empty() { ALL.to_vec() } else { half },

@@ -7,12 +7,15 @@ use std::collections::BTreeMap;
 
 use crate::common::ids::MemberId;
 use crate::proto::raft_numbers as numbers;
+use crate::proto::raftpb::ConfState;
 use crate::proto::raftpb::Entry;
 use crate::proto::raftpb::HardState;
 use crate::proto::raftpb::Message;
+use crate::server::cluster::handle::ClusterView;
 use crate::server::raft::state_machine::RaftStatus;
 use crate::server::raft::state_machine::Role;
 use crate::server::raft::wal::Recovered;
+use crate::sim::electorate::Electorate;
 
 /// What one member's disk holds for certain.
 #[derive(Debug, Default)]
@@ -55,6 +58,8 @@ pub struct Judge {
     votes: BTreeMap<(u64, u64), u64>,
     /// The committed log from index 1 on, as the first member to apply an entry saw it.
     committed: Vec<Entry>,
+    /// The index of each accepted configuration change, and the members behind it.
+    electorates: Vec<(u64, Electorate)>,
     /// The next entry each member has to be given.
     applied: BTreeMap<u64, u64>,
     violations: Vec<String>,
@@ -75,6 +80,46 @@ impl Judge {
 
     pub fn committed_index(&self) -> u64 {
         self.committed.len() as u64
+    }
+
+    /// Accepted changes of the membership, the founders' aside.
+    pub fn conf_changes(&self) -> u64 {
+        let founders = self.committed.iter().take_while(|entry| entry.term == 1).count();
+        self.electorates.len().saturating_sub(founders) as u64
+    }
+
+    /// Whether the committed log has made it a member.
+    pub fn is_member(&self, id: MemberId) -> bool {
+        self.electorates.last().is_some_and(|(_, electorate)| electorate.has(id))
+    }
+
+    pub fn is_removed(&self, id: MemberId) -> bool {
+        self.electorates.last().is_some_and(|(_, electorate)| electorate.has_removed(id))
+    }
+
+    /// The members behind entry `index`, which must be committed.
+    fn electorate_at(&self, index: u64) -> Electorate {
+        let count = self.electorates.partition_point(|(at, _)| *at <= index);
+        count.checked_sub(1).map(|last| self.electorates[last].1.clone()).unwrap_or_default()
+    }
+
+    /// A configuration that is kept or sent with the state at `index`: the one that the log makes (B12).
+    pub fn configuration(&mut self, id: MemberId, what: &str, index: u64, conf_state: &ConfState) {
+        let expected = self.electorate_at(index).conf_state();
+        let same = sorted(&conf_state.voters) == expected.voters && sorted(&conf_state.learners) == expected.learners;
+        if !same {
+            self.blame(format!("{id} has {conf_state:?} in {what} at entry {index}, where the log makes {expected:?}"));
+        }
+    }
+
+    /// What a member says about all members, with the whole log applied.
+    pub fn members(&mut self, id: MemberId, view: &ClusterView) {
+        let members = view.members.iter().map(|member| (member.id.0, member.is_learner, member.peer_urls.clone()));
+        let said = (members.collect::<Vec<_>>(), view.removed.iter().map(|removed| removed.0).collect::<Vec<_>>());
+        let expected = self.electorate_at(u64::MAX).listed();
+        if said != expected {
+            self.blame(format!("{id} knows the members {said:?}, where the log makes {expected:?}"));
+        }
     }
 
     /// Terms that had a leader.
@@ -202,11 +247,24 @@ impl Judge {
                 self.violations.push(text);
             }
             *expected = entry.index;
-            self.agree(id, entry);
-            let holders = self.durable.values().filter(|durable| durable.holds(entry.index, entry.term)).count();
-            if holders * 2 <= self.durable.len() {
-                self.blame(format!("{id} applies entry {}, which {holders} members have on disk", entry.index));
+            if self.committed_index() < entry.index {
+                self.check_majority(id, entry);
             }
+            self.agree(id, entry);
+        }
+    }
+
+    /// Whoever led it to its commit had applied all configuration changes before it, or all but the last.
+    fn check_majority(&mut self, id: MemberId, entry: &Entry) {
+        let holds = |voter: &u64| self.durable.get(voter).is_some_and(|durable| durable.holds(entry.index, entry.term));
+        let is_majority = |electorate: &Electorate| {
+            let voters = electorate.voters();
+            voters.iter().filter(|voter| holds(voter)).count() * 2 > voters.len()
+        };
+        let founded = entry.term == 1;
+        if !founded && !self.electorates.iter().rev().take(2).any(|(_, electorate)| is_majority(electorate)) {
+            let holders: Vec<&u64> = self.durable.keys().filter(|member| holds(member)).collect();
+            self.blame(format!("{id} applies entry {}, which only {holders:?} have on disk", entry.index));
         }
     }
 
@@ -219,8 +277,18 @@ impl Judge {
                 let text = format!("{id} commits {entry:?}, others have committed {known:?}");
                 self.violations.push(text);
             }
-            None if at == self.committed.len() => self.committed.push(entry.clone()),
+            None if at == self.committed.len() => {
+                let last = self.electorates.last().map(|(_, electorate)| electorate.clone()).unwrap_or_default();
+                self.electorates.extend(last.after(entry).map(|next| (entry.index, next)));
+                self.committed.push(entry.clone());
+            }
             None => self.blame(format!("{id} commits entry {} before anybody had the one before", entry.index)),
         }
     }
+}
+
+fn sorted(ids: &[u64]) -> Vec<u64> {
+    let mut sorted = ids.to_vec();
+    sorted.sort_unstable();
+    sorted
 }

@@ -4,8 +4,9 @@
 //! Simulated are the disk, the checkpoint (crash semantics in `checkpoint::memory`), the flusher's pace, and images of
 //! snapshots, which stay in memory.
 
+mod ports;
+
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -16,87 +17,58 @@ use std::time::Duration;
 use bytes::Bytes;
 use prometheus::Registry;
 
+use crate::common::answer::Answer;
 use crate::common::failure::Failure;
 use crate::common::ids::ClusterId;
 use crate::common::ids::MemberId;
 use crate::common::ids::RequestIds;
-use crate::common::revision::Revision;
 use crate::disk::sim::SimDisk;
-use crate::proto::raftpb::Entry;
-use crate::proto::raftpb::HardState;
-use crate::proto::raftpb::Message;
-use crate::proto::raftpb::Snapshot;
-use crate::proto::raftpb::SnapshotMetadata;
 use crate::proto::walpb;
 use crate::server::apply::alarm::AlarmsHandle;
 use crate::server::apply::machine::MachineConfig;
 use crate::server::apply::metrics::ApplyMetrics;
-use crate::server::apply::outcome::PeerChange;
-use crate::server::apply::ports::FlushPort;
-use crate::server::apply::ports::FrozenState;
-use crate::server::apply::ports::Installed;
-use crate::server::apply::ports::PeerPort;
-use crate::server::apply::ports::Snapshots;
 use crate::server::apply::published::Published;
 use crate::server::apply::queue::ApplyHandle;
 use crate::server::apply::quota::Space;
 use crate::server::apply::thread::CompactionPace;
 use crate::server::apply::thread::Thread;
 use crate::server::apply::thread::ThreadParts;
-use crate::server::checkpoint::Applied;
-use crate::server::checkpoint::Batch;
-use crate::server::checkpoint::Buckets;
 use crate::server::checkpoint::Checkpoint;
-use crate::server::checkpoint::Record;
 use crate::server::checkpoint::memory::MemoryCheckpoint;
 use crate::server::cluster::handle::ClusterHandle;
-use crate::server::cluster::member::Member as ClusterMember;
 use crate::server::raft::bootstrap::bootstrap_entries;
 use crate::server::raft::config::RaftConfig;
 use crate::server::raft::driver::Driver;
+use crate::server::raft::driver::End;
 use crate::server::raft::driver::Parts;
 use crate::server::raft::handle::RaftHandle;
-use crate::server::raft::log_store::LogStore;
 use crate::server::raft::metrics::RaftMetrics;
-use crate::server::raft::state_machine::RaftStatus;
-use crate::server::raft::state_machine::Refusal;
-use crate::server::raft::state_machine::StateMachine;
-use crate::server::raft::state_machine::Transport;
 use crate::server::raft::wal::Wal;
 use crate::server::raft::wal::WalOptions;
+use crate::server::read::News;
+use crate::server::read::READ_INDEX_RETRY;
+use crate::server::read::Rounds;
+use crate::server::read::Timing;
 use crate::server::run::storage::resume;
 use crate::server::waiters::Desk;
 use crate::server::waiters::DeskMetrics;
 use crate::sim::judge::Judge;
-use crate::sim::reading::Reading;
+pub use crate::sim::member::ports::Hooks;
+pub use crate::sim::member::ports::Image;
+use crate::sim::member::ports::LogTap;
+use crate::sim::member::ports::Tap;
 
 /// Segments are small, so that a run cuts and releases many.
 const SEGMENT_BYTES: u64 = 8 * 1024;
 /// Received images that a member keeps; the oldest is the one that was overtaken.
 const IMAGES_MAX: usize = 4;
 const LOG_DIR: &str = "/member/wal";
+/// RT with etcd's defaults: how long a read waits for its index, and for that to be applied.
+const READ_PATIENCE: Duration = Duration::from_secs(7);
 
 /// Shared between everything of a run; one thread, so a lock is never waited for.
 pub fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A whole state, as it travels to a member that is far behind.
-pub struct Image {
-    records: Vec<Record>,
-    buckets: Buckets,
-    applied: Applied,
-}
-
-impl Image {
-    /// A checkpoint that holds the image, and cannot be rolled back to before it: the file was synced and renamed.
-    fn checkpoint(&self) -> Result<MemoryCheckpoint, Failure> {
-        let mut checkpoint = MemoryCheckpoint::new();
-        let pairs = self.buckets.iter().map(|((bucket, key), value)| (*bucket, key.clone(), Some(value.clone())));
-        let (records, applied) = (self.records.clone(), self.applied.clone());
-        checkpoint.write(&Batch { records, removed: Vec::new(), pairs: pairs.collect(), applied: applied.clone() })?;
-        Ok(checkpoint)
-    }
 }
 
 /// What outlives the process.
@@ -109,70 +81,6 @@ struct Files {
     writes: usize,
 }
 
-/// What a running member hands to the world, and its files.
-pub struct Hooks {
-    id: MemberId,
-    judge: Arc<Mutex<Judge>>,
-    files: Arc<Mutex<Files>>,
-    pub outbox: Mutex<Vec<Message>>,
-    /// What waits for the flusher, and whether somebody is in a hurry.
-    pending: Mutex<(Option<Batch>, bool)>,
-    pub built: Mutex<Vec<(Snapshot, Arc<Image>)>>,
-}
-
-impl Transport for Hooks {
-    fn send(&self, messages: Vec<Message>) {
-        messages.iter().for_each(|message| lock(&self.judge).sent(message));
-        lock(&self.outbox).extend(messages);
-    }
-}
-
-impl FlushPort for Hooks {
-    fn submit(&self, batch: Batch) {
-        match &mut lock(&self.pending).0 {
-            Some(pending) => pending.merge(batch),
-            empty => *empty = Some(batch),
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        false
-    }
-
-    fn flush_soon(&self) {
-        lock(&self.pending).1 = true;
-    }
-}
-
-impl Snapshots for Hooks {
-    fn build(&self, frozen: FrozenState) {
-        let FrozenState { view, buckets, applied, v2_store } = frozen;
-        let mut records = Vec::new();
-        let all = view.records(Revision::default(), Revision::new(i64::MAX, i64::MAX), &mut |record| {
-            records.push(record);
-            ControlFlow::Continue(())
-        });
-        if let Err(failure) = all {
-            lock(&self.judge).blame(format!("{} cannot build a snapshot: {failure}", self.id));
-            return;
-        }
-        let (index, term) = (applied.index, applied.term);
-        let metadata = SnapshotMetadata { conf_state: Some(applied.conf_state.clone()), index, term };
-        let snapshot = Snapshot { data: v2_store, metadata: Some(metadata) };
-        lock(&self.built).push((snapshot, Arc::new(Image { records, buckets, applied })));
-    }
-
-    fn install(&self, snapshot: &Snapshot) -> Result<Installed, Failure> {
-        let index = snapshot.metadata.as_ref().map_or(0, |metadata| metadata.index);
-        let mut files = lock(&self.files);
-        files.finish_install(index)?;
-        lock(&self.pending).0 = None;
-        let tables = files.checkpoint.tables()?;
-        let (buckets, applied) = files.checkpoint.buckets()?;
-        Ok(Installed { tables, buckets, applied })
-    }
-}
-
 impl Files {
     /// Puts the image of a snapshot in the place of the checkpoint.
     fn finish_install(&mut self, index: u64) -> Result<(), Failure> {
@@ -181,81 +89,6 @@ impl Files {
         self.checkpoint = image.checkpoint()?;
         self.writes = 0;
         Ok(())
-    }
-}
-
-impl PeerPort for Hooks {
-    fn changed(&self, _change: PeerChange) {}
-
-    fn replaced(&self, _members: &[ClusterMember], _removed: &[MemberId]) {}
-}
-
-/// The judge's ear between raft and apply.
-struct Tap {
-    queue: ApplyHandle,
-    hooks: Arc<Hooks>,
-}
-
-impl StateMachine for Tap {
-    fn commit(&self, entries: Vec<Entry>) {
-        lock(&self.hooks.judge).applies(self.hooks.id, &entries);
-        self.queue.commit(entries);
-    }
-
-    fn install(&self, snapshot: Snapshot) {
-        let index = snapshot.metadata.as_ref().map_or(0, |metadata| metadata.index);
-        lock(&self.hooks.judge).starts_at(self.hooks.id, index);
-        self.queue.install(snapshot);
-    }
-
-    fn build_snapshot(&self) {
-        self.queue.build_snapshot();
-    }
-
-    fn refused(&self, request_id: u64, why: Refusal) {
-        self.queue.refused(request_id, why);
-    }
-
-    fn read_ready(&self, context: Bytes, index: u64) {
-        self.queue.read_ready(context, index);
-    }
-
-    fn status_changed(&self, status: RaftStatus) {
-        lock(&self.hooks.judge).status(self.hooks.id, &status);
-        self.queue.status_changed(status);
-    }
-
-    fn failed(&self, failure: Failure) {
-        self.queue.failed(failure);
-    }
-}
-
-/// The judge's ear between raft and the log. What counts as durable is what the disk says, not what was asked for.
-struct LogTap {
-    wal: Wal,
-    disk: SimDisk,
-    hooks: Arc<Hooks>,
-}
-
-impl LogStore for LogTap {
-    fn save(&mut self, hard_state: Option<&HardState>, entries: &[Entry], must_sync: bool) -> Result<(), Failure> {
-        let syncs = self.disk.syncs();
-        let saved = self.wal.save(hard_state, entries, must_sync);
-        let synced = saved.is_ok() && self.disk.syncs() > syncs;
-        lock(&self.hooks.judge).saved(self.hooks.id, hard_state, entries, synced);
-        saved
-    }
-
-    fn save_snapshot(&mut self, snapshot: &walpb::Snapshot) -> Result<(), Failure> {
-        let syncs = self.disk.syncs();
-        let saved = self.wal.save_snapshot(snapshot);
-        let synced = saved.is_ok() && self.disk.syncs() > syncs;
-        lock(&self.hooks.judge).saved_snapshot(self.hooks.id, snapshot.index, snapshot.term, synced);
-        saved
-    }
-
-    fn release_to(&mut self, index: u64) -> Result<(), Failure> {
-        self.wal.release_to(index)
     }
 }
 
@@ -272,7 +105,8 @@ pub struct Running {
     pub published: Published,
     pub queue: ApplyHandle,
     pub hooks: Arc<Hooks>,
-    pub reading: Reading,
+    /// The read barrier; readers are clients.
+    pub reads: Rounds<usize>,
     pub ids: RequestIds,
     /// A tick has come and was not taken yet.
     pub tick_due: bool,
@@ -303,9 +137,22 @@ impl Member {
         let (entries, hard_state, _) = bootstrap_entries(&founders.iter().map(named).collect::<Vec<_>>());
         Wal::found(Arc::new(disk.clone()), Path::new(LOG_DIR), metadata, options(), &hard_state, &entries)?;
         lock(&judge).saved(id, Some(&hard_state), &entries, true);
+        Ok(Member::with(id, disk, judge))
+    }
+
+    /// One that is to join, with an empty log, not started.
+    pub fn join(id: MemberId, seed: u64, judge: Arc<Mutex<Judge>>) -> Result<Member, Failure> {
+        let disk = SimDisk::new(seed);
+        let metadata = walpb::Metadata { node_id: id.0, cluster_id: 1 };
+        Wal::create(Arc::new(disk.clone()), Path::new(LOG_DIR), metadata, options())?;
+        lock(&judge).saved(id, None, &[], true);
+        Ok(Member::with(id, disk, judge))
+    }
+
+    fn with(id: MemberId, disk: SimDisk, judge: Arc<Mutex<Judge>>) -> Member {
         let checkpoint = MemoryCheckpoint::new();
         let files = Files { disk, checkpoint, images: BTreeMap::new(), writes: 0 };
-        Ok(Member { id, files: Arc::new(Mutex::new(files)), judge, running: None, lives: 0, disk_is_bad: false })
+        Member { id, files: Arc::new(Mutex::new(files)), judge, running: None, lives: 0, disk_is_bad: false }
     }
 
     /// Starts the process: the steps of `server/run/storage` and `server/run/member`, in their order.
@@ -325,8 +172,15 @@ impl Member {
         };
         let machine_config = MachineConfig { space: Space::new(0), ttl_seconds_min: 2, learners_max: 1 };
         let space = machine_config.space.clone();
+        let kept = checkpoint.buckets()?.1;
         let (start, machine) = resume(machine_config, &checkpoint, recovered)?;
-        lock(&self.judge).starts_at(self.id, machine.applied().index);
+        {
+            let (mut judge, applied) = (lock(&self.judge), machine.applied());
+            judge.starts_at(self.id, applied.index);
+            judge.configuration(self.id, "its checkpoint", kept.index, &kept.conf_state);
+            judge.configuration(self.id, "its state", applied.index, &applied.conf_state);
+            judge.configuration(self.id, "raft", applied.index, &start.conf_state);
+        }
         let registry = Registry::new();
         let desk = Arc::new(Desk::new(machine.applied().index, DeskMetrics::register(&registry)));
         // What raft applies itself fails behind its back; all else comes back from a turn.
@@ -367,7 +221,7 @@ impl Member {
         let apply = Some(Box::new(Thread::new(machine, queue.clone(), parts)));
         driver.begin()?;
         let ids = RequestIds::new(self.id, now_millis);
-        let reading = Reading::default();
+        let reads = Rounds::new(Timing { patience: READ_PATIENCE, retry: READ_INDEX_RETRY });
         self.running = Some(Running {
             driver,
             apply,
@@ -378,7 +232,7 @@ impl Member {
             published,
             queue,
             hooks,
-            reading,
+            reads,
             ids,
             tick_due: false,
         });
@@ -404,6 +258,17 @@ impl Member {
         lock(&self.files).disk.clone()
     }
 
+    /// The checkpoint's next write fails.
+    pub fn fail_checkpoint(&mut self) {
+        lock(&self.files).checkpoint.fail_after(0);
+        self.disk_is_bad = true;
+    }
+
+    /// Whether an image waits to be put in place.
+    pub fn is_installing(&self) -> bool {
+        !lock(&self.files).images.is_empty()
+    }
+
     /// An image arrived, whole and synced, before the message that names it.
     pub fn prepare(&self, index: u64, image: Arc<Image>) {
         let mut files = lock(&self.files);
@@ -415,26 +280,46 @@ impl Member {
 }
 
 impl Running {
-    /// Everything that can be done now, with at most so many inputs for the apply thread.
-    pub fn work(&mut self, apply_max: usize) -> Result<(), Failure> {
+    /// Everything that can be done now, with at most so many inputs for the apply thread. The end of the process, if that
+    /// was part of it.
+    pub fn work(&mut self, apply_max: usize) -> Result<Option<End>, Failure> {
         let due = std::mem::take(&mut self.tick_due);
-        self.raft_turn(due, apply_max > 0)?;
+        let mut end = self.raft_turn(due, apply_max > 0)?;
         let mut left = apply_max;
-        while left > 0 {
+        while left > 0 && end.is_none() {
             let before = left;
             while left > 0 && self.apply_turn()? {
                 left -= 1;
             }
             if left == before {
-                return Ok(());
+                break;
             }
-            self.raft_turn(false, left > 0)?;
+            end = self.raft_turn(false, left > 0)?;
         }
-        Ok(())
+        Ok(end)
+    }
+
+    /// Turns the read barrier, as `server/read` does: before the raft thread's turn, and after it. Clients that have waited
+    /// long enough, with what became of their reads.
+    pub fn turn_reads(&mut self, now_micros: u64) -> Vec<(usize, Result<(), Answer>)> {
+        let ready = self.desk.take_reads_ready();
+        let raft = self.desk.raft_now();
+        let news = News {
+            now: Duration::from_micros(now_micros),
+            leader_changes: raft.leader_changes,
+            terms_started: raft.terms_started,
+            applied_index: self.desk.applied_index(),
+            ready,
+        };
+        let work = self.reads.turn(news, || Bytes::copy_from_slice(&self.ids.next().to_be_bytes()));
+        if let Some(context) = work.question {
+            self.raft.read_index(context);
+        }
+        work.told
     }
 
     /// A turn of raft. Every other time the apply thread sleeps meanwhile, unless it is held.
-    fn raft_turn(&mut self, due: bool, apply_moves: bool) -> Result<(), Failure> {
+    fn raft_turn(&mut self, due: bool, apply_moves: bool) -> Result<Option<End>, Failure> {
         self.apply_asleep = !self.apply_asleep && apply_moves;
         if self.apply_asleep
             && let Some(apply) = self.apply.take()
@@ -445,8 +330,8 @@ impl Running {
         if self.apply.is_none() {
             self.apply = self.queue.unpark();
         }
-        turned?;
-        lock(&self.failure).take().map_or(Ok(()), Err)
+        let end = turned?;
+        lock(&self.failure).take().map_or(Ok(end), Err)
     }
 
     fn apply_turn(&mut self) -> Result<bool, Failure> {
@@ -468,6 +353,7 @@ impl Running {
             files.writes += 1;
             files.checkpoint.write(&batch)?
         };
+        lock(&self.hooks.judge).configuration(self.hooks.id, "a batch", batch.applied.index, &batch.applied.conf_state);
         let up_to = batch.records.last().map(|record| record.revision);
         self.raft.checkpointed(batch.applied.index, batch.applied.term, batch.applied.conf_state);
         self.queue.stored(tables, up_to);

@@ -1,4 +1,4 @@
-//! What clients ask: puts of values that exist once, deletes, transactions, reads of all kinds, compactions.
+//! What clients ask: puts of values that exist once, deletes, leases, transactions, reads of all kinds, compactions.
 
 use bytes::Bytes;
 use prost::Message;
@@ -7,6 +7,8 @@ use crate::disk::sim::Dice;
 use crate::proto::etcdserverpb::CompactionRequest;
 use crate::proto::etcdserverpb::Compare;
 use crate::proto::etcdserverpb::DeleteRangeRequest;
+use crate::proto::etcdserverpb::LeaseGrantRequest;
+use crate::proto::etcdserverpb::LeaseRevokeRequest;
 use crate::proto::etcdserverpb::PutRequest;
 use crate::proto::etcdserverpb::RangeRequest;
 use crate::proto::etcdserverpb::RequestOp;
@@ -22,6 +24,9 @@ use crate::sim::faults::Plan;
 use crate::torture::checker::model::Request;
 use crate::torture::checker::model::Response;
 
+/// Nobody lets them run out in a run.
+const LEASE_SECONDS: i64 = 1000;
+
 /// One client's taste and memory.
 #[derive(Debug)]
 pub struct Workload {
@@ -30,6 +35,7 @@ pub struct Workload {
     compaction_percent: u64,
     reads_percent: u64,
     values: u64,
+    leases: u64,
     /// The newest revision it has seen.
     pub revision: i64,
     last_value: Bytes,
@@ -38,13 +44,23 @@ pub struct Workload {
 impl Workload {
     pub fn new(client: usize, plan: &Plan) -> Workload {
         let Plan { keys, compaction_percent, reads_percent, .. } = *plan;
-        Workload { client, keys, compaction_percent, reads_percent, values: 0, revision: 1, last_value: Bytes::new() }
+        Workload {
+            client,
+            keys,
+            compaction_percent,
+            reads_percent,
+            values: 0,
+            leases: 0,
+            revision: 1,
+            last_value: Bytes::new(),
+        }
     }
 
     /// The next request. `calm`: a put, which must succeed.
     pub fn next(&mut self, dice: &mut Dice, calm: bool) -> Request {
         if calm {
-            return Request::Put(self.put(dice));
+            // A revoke shows whether all members know which keys a lease holds.
+            return if dice.chance(30) { self.revoke(dice) } else { Request::Put(self.put(dice)) };
         }
         if dice.chance(self.compaction_percent) {
             return Request::Compact(CompactionRequest { revision: self.old_revision(dice), physical: false });
@@ -52,9 +68,12 @@ impl Workload {
         if dice.chance(self.reads_percent) {
             return Request::Range(self.range(dice));
         }
-        match dice.below(7) {
-            0..4 => Request::Put(self.put(dice)),
-            4 => Request::DeleteRange(self.delete(dice)),
+        match dice.below(16) {
+            0..5 => Request::Put(self.put(dice)),
+            5..8 => Request::Put(PutRequest { lease: self.lease(dice), ..self.put(dice) }),
+            8 => self.grant(),
+            9 => self.revoke(dice),
+            10..12 => Request::DeleteRange(self.delete(dice)),
             _ => Request::Txn(self.txn(dice)),
         }
     }
@@ -69,6 +88,21 @@ impl Workload {
         let value = Bytes::from(format!("{}-{}{padding}", self.client, self.values));
         self.last_value = value.clone();
         PutRequest { key: self.key(dice), value, prev_kv: dice.chance(50), ..PutRequest::default() }
+    }
+
+    /// A lease of its own or of another client, granted, revoked, or never heard of.
+    fn lease(&self, dice: &mut Dice) -> i64 {
+        let client = if dice.chance(60) { self.client } else { 0 };
+        lease_id(client, self.leases.saturating_sub(dice.below(3)))
+    }
+
+    fn grant(&mut self) -> Request {
+        self.leases += 1;
+        Request::LeaseGrant(LeaseGrantRequest { id: lease_id(self.client, self.leases), ttl: LEASE_SECONDS })
+    }
+
+    fn revoke(&self, dice: &mut Dice) -> Request {
+        Request::LeaseRevoke(LeaseRevokeRequest { id: self.lease(dice) })
     }
 
     fn interval(&self, dice: &mut Dice) -> (Bytes, Bytes) {
@@ -150,6 +184,10 @@ impl Workload {
     }
 }
 
+fn lease_id(client: usize, number: u64) -> i64 {
+    i64::try_from(client as u64 * 1000 + number + 1).expect("small numbers")
+}
+
 /// The entry's data for a write.
 pub fn encode(id: u64, request: &Request) -> Bytes {
     let mut internal = InternalRaftRequest {
@@ -161,6 +199,8 @@ pub fn encode(id: u64, request: &Request) -> Bytes {
         Request::DeleteRange(delete) => internal.delete_range = Some(delete),
         Request::Txn(txn) => internal.txn = Some(txn),
         Request::Compact(compaction) => internal.compaction = Some(compaction),
+        Request::LeaseGrant(grant) => internal.lease_grant = Some(grant),
+        Request::LeaseRevoke(revoke) => internal.lease_revoke = Some(revoke),
         Request::Range(range) => internal.range = Some(range),
     }
     internal.encode_to_vec().into()
@@ -170,7 +210,8 @@ pub fn encode(id: u64, request: &Request) -> Bytes {
 pub fn decode(entry: &Entry) -> Option<Request> {
     let internal = InternalRaftRequest::decode(entry.data.clone()).ok().filter(|_| entry.r#type == 0)?;
     let write = internal.put.map(Request::Put).or(internal.delete_range.map(Request::DeleteRange));
-    write.or(internal.txn.map(Request::Txn)).or(internal.compaction.map(Request::Compact))
+    let lease = internal.lease_grant.map(Request::LeaseGrant).or(internal.lease_revoke.map(Request::LeaseRevoke));
+    write.or(internal.txn.map(Request::Txn)).or(internal.compaction.map(Request::Compact)).or(lease)
 }
 
 /// A reply as clients see it.
@@ -181,6 +222,8 @@ pub fn response(reply: Reply) -> Option<Response> {
         Reply::Txn(response) => Some(Response::Txn(response)),
         Reply::Compaction(response) => Some(Response::Compact(response)),
         Reply::Range(response) => Some(Response::Range(response)),
-        Reply::Alarm(_) | Reply::LeaseGrant(_) | Reply::LeaseRevoke(_) | Reply::Members(_) | Reply::Done { .. } => None,
+        Reply::LeaseGrant(response) => Some(Response::LeaseGrant(response)),
+        Reply::LeaseRevoke(response) => Some(Response::LeaseRevoke(response)),
+        Reply::Alarm(_) | Reply::Members(_) | Reply::Done { .. } => None,
     }
 }

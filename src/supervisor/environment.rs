@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::path::PathBuf;
 
+use crate::common::os_reason::os_reason;
 use crate::program::Manner;
 use crate::supervisor::dotenv;
-use crate::supervisor::procfile::os_reason;
 
 /// Programs that we offer under their name where the machine has none.
 const OFFERED: [&str; 3] = ["etcd", "etcdctl", "goreman"];

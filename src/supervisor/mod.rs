@@ -101,8 +101,9 @@ pub fn main(words: Vec<OsString>, manner: Manner) -> ExitCode {
 
 fn dispatch(flags: &Flags, rest: &[String], manner: Manner) -> Result<ExitCode, Failed> {
     if !flags.basedir.is_empty() {
-        std::env::set_current_dir(&flags.basedir)
-            .map_err(|error| (format!("chdir {}: {}", flags.basedir, procfile::os_reason(&error)), 1))?;
+        std::env::set_current_dir(&flags.basedir).map_err(|error| {
+            (format!("chdir {}: {}", flags.basedir, crate::common::os_reason::os_reason(&error)), 1)
+        })?;
     }
     let task = rest.first().map(String::as_str);
     match (task, rest.get(1..).unwrap_or_default()) {
@@ -195,7 +196,7 @@ async fn supervise(
 ) -> Result<Ended, Failed> {
     let failed = |what: &str| {
         let what = what.to_owned();
-        move |error: std::io::Error| (format!("{what}: {}", procfile::os_reason(&error)), 1)
+        move |error: std::io::Error| (format!("{what}: {}", crate::common::os_reason::os_reason(&error)), 1)
     };
     let listener = listen(flags, &extra, manner).await?;
     let program = std::env::current_exe().map_err(failed("cannot find myself"))?;
@@ -233,7 +234,7 @@ async fn listen(flags: &Flags, extra: &[(String, String)], manner: Manner) -> Re
         (Ok(listener), _) => Ok(Some(listener)),
         (Err(_), Manner::Original) => Ok(None),
         (Err(error), Manner::Native) => {
-            let reason = procfile::os_reason(&error);
+            let reason = crate::common::os_reason::os_reason(&error);
             Err((
                 format!("cannot listen for control on {address}: {reason} (another supervisor? -p chooses a port)"),
                 1,

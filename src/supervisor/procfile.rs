@@ -6,6 +6,8 @@
 use std::io;
 use std::path::Path;
 
+use crate::common::os_reason::os_reason;
+
 /// One line that names a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -44,14 +46,6 @@ pub fn parse(text: &str) -> Vec<Entry> {
         .enumerate()
         .map(|(place, (name, command))| Entry { name: name.to_owned(), command: command.to_owned(), place })
         .collect()
-}
-
-/// An operating system's reason in lower case and without Rust's `(os error 2)`, as Go spells it.
-pub fn os_reason(error: &io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let mut letters = text.chars();
-    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -197,7 +197,7 @@ impl Supervisor {
             }
             Err(error) => {
                 slot.group = None;
-                let why = format!("fork/exec /bin/sh: {}", crate::supervisor::procfile::os_reason(&error));
+                let why = format!("fork/exec /bin/sh: {}", crate::common::os_reason::os_reason(&error));
                 self.step_now(index, Input::SpawnFailed(why));
             }
         }

@@ -9,18 +9,17 @@
 //!    before it ended, and all content is the state at the reply's revision;
 //! 4. a write of unknown outcome is in the log once or never, never before it was sent; a refused one never;
 //! 5. the revision that one connection sees never goes back;
-//! 6. the members' HashKV are equal at the end.
+//! 6. the members' HashKV are equal at the end, at the revision where the log ends.
 //!
 //! Times are any numbers that order starts and ends; a start and an end that are equal count as concurrent.
 
 pub mod model;
 #[cfg(test)]
 mod tests;
+pub mod unlogged;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
-
-use prost::Message;
 
 use crate::common::answer::Answer;
 use crate::proto::etcdserverpb::RangeRequest;
@@ -56,6 +55,16 @@ pub struct Operation {
     pub outcome: Outcome,
 }
 
+impl Operation {
+    /// The revision that it was told, if it was answered.
+    fn revision(&self) -> Option<i64> {
+        match &self.outcome {
+            Outcome::Replied(response) => Some(response.revision()),
+            Outcome::Failed(_) | Outcome::Refused | Outcome::Unknown => None,
+        }
+    }
+}
+
 /// What a member holds at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
@@ -72,6 +81,8 @@ pub struct History {
     /// Every request of the committed log, in its order.
     pub log: Vec<Request>,
     pub fingerprints: Vec<Fingerprint>,
+    /// More may have been committed than `log` says: what is behind its end is neither lost nor invented.
+    pub tail_unknown: bool,
 }
 
 /// A broken promise. Numbers are positions in `History::operations` and `History::log`.
@@ -97,6 +108,8 @@ pub enum Violation {
     WentBack { operation: usize, revision: i64, before: i64 },
     #[error("members differ at the end: {0:?} and {1:?}")]
     Diverged(Fingerprint, Fingerprint),
+    #[error("the log ends at revision {revision}, and a member has at the end: {member:?}")]
+    Adrift { revision: i64, member: Fingerprint },
 }
 
 impl Violation {
@@ -111,7 +124,7 @@ impl Violation {
             | Violation::FromTheFuture { operation, .. }
             | Violation::WrongContent { operation, .. }
             | Violation::WentBack { operation, .. } => Some(*operation),
-            Violation::Phantom { .. } | Violation::Diverged(..) => None,
+            Violation::Phantom { .. } | Violation::Diverged(..) | Violation::Adrift { .. } => None,
         }
     }
 }
@@ -123,8 +136,8 @@ pub fn check(history: &History) -> Vec<Violation> {
     let mut found = owners.violations.clone();
     found.extend(real_time(history, &replayed, &owners));
     found.extend(reads(history, &replayed, &owners));
-    found.extend(connections(history));
-    found.extend(fingerprints(&history.fingerprints));
+    found.extend(connections(&history.operations));
+    found.extend(fingerprints(history, &replayed));
     found
 }
 
@@ -173,9 +186,9 @@ impl Owners {
     /// Then those of unknown outcome, the earliest sent to the earliest entry, which is right if anything is.
     fn find(history: &History, replayed: &Replayed) -> Owners {
         let mut owners = Owners { of_entry: vec![None; history.log.len()], violations: Vec::new() };
-        let mut entries: HashMap<Vec<u8>, Vec<usize>> = HashMap::new();
+        let mut entries: HashMap<Vec<u8>, Candidates> = HashMap::new();
         for (entry, request) in history.log.iter().enumerate() {
-            entries.entry(spelled(request)).or_default().push(entry);
+            entries.entry(request.to_bytes()).or_default().add(entry, replayed);
         }
         let mut by_start: Vec<usize> = (0..history.operations.len()).collect();
         by_start.sort_by_key(|operation| history.operations[*operation].start);
@@ -184,15 +197,19 @@ impl Owners {
         let (answered, others): (Vec<_>, Vec<_>) =
             writes.partition(|at| matches!(history.operations[*at].outcome, Outcome::Replied(_) | Outcome::Failed(_)));
         for operation in answered {
-            let candidates = entries.get(&spelled(&history.operations[operation].request));
-            owners.own_answered(operation, &history.operations[operation], candidates, replayed);
+            let call = &history.operations[operation];
+            let candidates = entries.get_mut(&call.request.to_bytes());
+            // What is behind the known end of the log may be there or not.
+            let known = !history.tail_unknown || call.revision().is_none_or(|said| said <= replayed.model.revision());
+            if known || candidates.is_some() {
+                owners.own_answered(operation, call, candidates, replayed);
+            }
         }
         let (unknown, refused): (Vec<_>, Vec<_>) =
             others.into_iter().partition(|at| history.operations[*at].outcome == Outcome::Unknown);
         for operation in unknown.iter().chain(&refused) {
-            let candidates = entries.get(&spelled(&history.operations[*operation].request));
-            let free = candidates.and_then(|all| all.iter().find(|entry| owners.of_entry[**entry].is_none()));
-            if let Some(entry) = free.copied() {
+            let candidates = entries.get_mut(&history.operations[*operation].request.to_bytes());
+            if let Some(entry) = candidates.and_then(|all| all.first_free(&owners.of_entry)) {
                 owners.of_entry[entry] = Some(*operation);
                 if history.operations[*operation].outcome == Outcome::Refused {
                     owners.blame(Violation::RefusedButDone { operation: *operation, entry });
@@ -208,7 +225,7 @@ impl Owners {
         &mut self,
         operation: usize,
         call: &Operation,
-        candidates: Option<&Vec<usize>>,
+        candidates: Option<&mut Candidates>,
         replayed: &Replayed,
     ) {
         let said = match &call.outcome {
@@ -217,18 +234,18 @@ impl Owners {
             Outcome::Refused | Outcome::Unknown => return,
         };
         let free = |entry: &&usize| self.of_entry[**entry].is_none();
-        let Some(all) = candidates.filter(|all| all.iter().any(|entry| free(&entry))) else {
-            return self.blame(Violation::Lost { operation });
+        let fits = |entry: &&usize| free(entry) && agrees(&said, &replayed.answers[**entry]);
+        let like = candidates.as_ref().and_then(|all| all.by_revision.get(&placed(&said)));
+        let fitting = like.and_then(|like| like.iter().find(fits)).copied();
+        let any = match fitting {
+            Some(entry) => Some(entry),
+            None => candidates.and_then(|all| all.first_free(&self.of_entry)),
         };
-        let fitting = all.iter().filter(free).find(|entry| replayed.answers[**entry] == said);
-        match fitting {
-            Some(entry) => self.of_entry[*entry] = Some(operation),
-            None => {
-                let entry = *all.iter().find(free).expect("filtered above: one is free");
-                self.of_entry[entry] = Some(operation);
-                let detail = format!("{said:?} instead of {:?}", replayed.answers[entry]);
-                self.blame(Violation::WrongReply { operation, entry, detail });
-            }
+        let Some(entry) = any else { return self.blame(Violation::Lost { operation }) };
+        self.of_entry[entry] = Some(operation);
+        if fitting.is_none() {
+            let detail = format!("{said:?} instead of {:?}", replayed.answers[entry]);
+            self.blame(Violation::WrongReply { operation, entry, detail });
         }
     }
 
@@ -239,17 +256,45 @@ impl Owners {
     }
 }
 
-/// The bytes of a request, as a key.
-fn spelled(request: &Request) -> Vec<u8> {
-    let (kind, mut bytes) = match request {
-        Request::Put(put) => (b'p', put.encode_to_vec()),
-        Request::DeleteRange(delete) => (b'd', delete.encode_to_vec()),
-        Request::Txn(txn) => (b't', txn.encode_to_vec()),
-        Request::Compact(compaction) => (b'c', compaction.encode_to_vec()),
-        Request::Range(range) => (b'r', range.encode_to_vec()),
-    };
-    bytes.push(kind);
-    bytes
+/// The revision that tells where an answer belongs.
+fn placed(answer: &Result<Response, Answer>) -> Option<i64> {
+    match answer {
+        // etcd reads it when it answers, and others may have written since.
+        Ok(Response::Compact(_)) | Err(_) => None,
+        Ok(response) => Some(response.revision()),
+    }
+}
+
+/// Whether an answer is the model's.
+fn agrees(said: &Result<Response, Answer>, model: &Result<Response, Answer>) -> bool {
+    match (said, model) {
+        (Ok(said @ Response::Compact(_)), Ok(model @ Response::Compact(_))) => said.revision() >= model.revision(),
+        _ => said == model,
+    }
+}
+
+/// The log entries that are one request.
+#[derive(Default)]
+struct Candidates {
+    all: Vec<usize>,
+    /// By `placed`: an answer need not be held against all of them.
+    by_revision: HashMap<Option<i64>, Vec<usize>>,
+    /// Those before it in `all` are taken.
+    taken: usize,
+}
+
+impl Candidates {
+    fn add(&mut self, entry: usize, replayed: &Replayed) {
+        self.all.push(entry);
+        self.by_revision.entry(placed(&replayed.answers[entry])).or_default().push(entry);
+    }
+
+    fn first_free(&mut self, owners: &[Option<usize>]) -> Option<usize> {
+        while self.all.get(self.taken).is_some_and(|entry| owners[*entry].is_some()) {
+            self.taken += 1;
+        }
+        self.all.get(self.taken).copied()
+    }
 }
 
 /// No entry stands before one that had been answered when it was sent. Entries without effect are left to `reads`: which
@@ -270,33 +315,38 @@ fn real_time(history: &History, replayed: &Replayed, owners: &Owners) -> Vec<Vio
     found
 }
 
-/// What linearizable replies had shown by a time: the highest revision of all that ended before it.
-struct Acknowledged {
-    /// (end, highest revision up to there), ascending.
+/// Revisions that something had reached by a time.
+struct Marks {
+    /// (time, highest revision up to there), ascending.
     marks: Vec<(u64, i64)>,
 }
 
-impl Acknowledged {
-    fn of(history: &History) -> Acknowledged {
-        let seen = history.operations.iter().filter_map(|call| match (&call.request, &call.outcome) {
-            (Request::Range(range), _) if range.serializable => None,
-            (_, Outcome::Replied(response)) => Some((call.end, response.revision())),
-            _ => None,
-        });
-        let mut marks: Vec<_> = seen.collect();
+impl Marks {
+    fn new(mut marks: Vec<(u64, i64)>) -> Marks {
         marks.sort_unstable();
-        let mut highest = 0;
+        let mut highest = i64::MIN;
         for (_, revision) in &mut marks {
             highest = highest.max(*revision);
             *revision = highest;
         }
-        Acknowledged { marks }
+        Marks { marks }
     }
 
-    fn before(&self, time: u64) -> i64 {
-        let count = self.marks.partition_point(|(end, _)| *end < time);
-        count.checked_sub(1).map_or(0, |last| self.marks[last].1)
+    /// The highest before `time`.
+    fn before(&self, time: u64) -> Option<i64> {
+        let count = self.marks.partition_point(|(at, _)| *at < time);
+        count.checked_sub(1).map(|last| self.marks[last].1)
     }
+}
+
+/// What linearizable replies had shown by a time: the highest revision of all that ended before it.
+fn acknowledged(operations: &[Operation]) -> Marks {
+    let seen = operations.iter().filter_map(|call| match (&call.request, &call.outcome) {
+        (Request::Range(range), _) if range.serializable => None,
+        (_, Outcome::Replied(response)) => Some((call.end, response.revision())),
+        _ => None,
+    });
+    Marks::new(seen.collect())
 }
 
 /// From when on a revision can have been seen: every entry up to it had been sent.
@@ -313,9 +363,10 @@ fn first_seen(history: &History, replayed: &Replayed, owners: &Owners) -> BTreeM
 }
 
 fn reads(history: &History, replayed: &Replayed, owners: &Owners) -> Vec<Violation> {
-    let acknowledged = Acknowledged::of(history);
+    let acknowledged = acknowledged(&history.operations);
     let first_seen = first_seen(history, replayed, owners);
-    let judge = Reads { history, replayed, owners, acknowledged, first_seen };
+    let (compaction_sent, compacted) = compactions(history, replayed, owners);
+    let judge = Reads { history, replayed, acknowledged, compaction_sent, compacted, first_seen };
     let calls = history.operations.iter().enumerate();
     calls.filter_map(|(operation, call)| judge.one(operation, call)).take(VIOLATIONS_MAX).collect()
 }
@@ -323,8 +374,9 @@ fn reads(history: &History, replayed: &Replayed, owners: &Owners) -> Vec<Violati
 struct Reads<'a> {
     history: &'a History,
     replayed: &'a Replayed,
-    owners: &'a Owners,
-    acknowledged: Acknowledged,
+    acknowledged: Marks,
+    compaction_sent: Marks,
+    compacted: Marks,
     first_seen: BTreeMap<i64, u64>,
 }
 
@@ -346,12 +398,12 @@ impl Reads<'_> {
 
     /// Neither older than what was known when the call began, nor newer than what was sent when it ended.
     fn time(&self, operation: usize, call: &Operation, may_be_old: bool, revision: i64) -> Option<Violation> {
-        let acknowledged = self.acknowledged.before(call.start);
+        let acknowledged = self.acknowledged.before(call.start).unwrap_or(0);
         if !may_be_old && revision < acknowledged {
             return Some(Violation::Stale { operation, revision, acknowledged });
         }
         let unsent = self.first_seen.get(&revision).is_some_and(|seen| *seen > call.end);
-        let unknown = revision > self.replayed.model.revision();
+        let unknown = revision > self.replayed.model.revision() && !self.history.tail_unknown;
         (unsent || unknown).then_some(Violation::FromTheFuture { operation, revision })
     }
 
@@ -373,6 +425,10 @@ impl Reads<'_> {
             let detail = format!("revision {} is readable after a compaction to {compacted}", range.revision);
             return Some(Violation::WrongContent { operation, detail });
         }
+        if revision.max(range.revision) > self.replayed.model.revision() {
+            // Behind the known end of the log.
+            return None;
+        }
         let state = self.replayed.model.read(range, revision);
         (state != said).then(|| Violation::WrongContent { operation, detail: format!("{said:?} instead of {state:?}") })
     }
@@ -381,7 +437,9 @@ impl Reads<'_> {
     fn error(&self, operation: usize, call: &Operation, range: &RangeRequest, answer: &Answer) -> Option<Violation> {
         let fits = match answer {
             Answer::Compacted => range.revision > 0 && range.revision < self.compaction_sent_before(call.end),
-            Answer::FutureRevision => range.serializable || range.revision > self.acknowledged.before(call.start),
+            Answer::FutureRevision => {
+                range.serializable || range.revision > self.acknowledged.before(call.start).unwrap_or(0)
+            }
             _ => false,
         };
         (!fits).then(|| Violation::WrongContent { operation, detail: format!("{answer:?} to {range:?}") })
@@ -389,24 +447,30 @@ impl Reads<'_> {
 
     /// The highest compaction that was acknowledged before `time`.
     fn compacted_before(&self, time: u64) -> i64 {
-        self.compaction(|call| call.end < time && matches!(call.outcome, Outcome::Replied(_)))
+        self.compacted.before(time).unwrap_or(-1)
     }
 
     fn compaction_sent_before(&self, time: u64) -> i64 {
-        self.compaction(|call| call.start < time)
-    }
-
-    fn compaction(&self, counts: impl Fn(&Operation) -> bool) -> i64 {
-        let owned = self.replayed.compactions.iter().filter(|(entry, _)| {
-            self.owners.of_entry[*entry].is_some_and(|operation| counts(&self.history.operations[operation]))
-        });
-        owned.map(|(_, revision)| *revision).max().unwrap_or(-1)
+        self.compaction_sent.before(time).unwrap_or(-1)
     }
 }
 
-fn connections(history: &History) -> Vec<Violation> {
+/// When each compaction of the log was sent, and when it was acknowledged.
+fn compactions(history: &History, replayed: &Replayed, owners: &Owners) -> (Marks, Marks) {
+    let owned = replayed.compactions.iter().filter_map(|(entry, revision)| {
+        let call = &history.operations[owners.of_entry[*entry]?];
+        Some((call, *revision))
+    });
+    let owned: Vec<_> = owned.collect();
+    let sent = owned.iter().map(|(call, revision)| (call.start, *revision)).collect();
+    let answered = owned.iter().filter(|(call, _)| matches!(call.outcome, Outcome::Replied(_)));
+    let answered = answered.map(|(call, revision)| (call.end, *revision)).collect();
+    (Marks::new(sent), Marks::new(answered))
+}
+
+fn connections(operations: &[Operation]) -> Vec<Violation> {
     let mut replied: Vec<(u64, usize, i64)> = Vec::new();
-    for (operation, call) in history.operations.iter().enumerate() {
+    for (operation, call) in operations.iter().enumerate() {
         if let Outcome::Replied(response) = &call.outcome {
             replied.push((call.end, operation, response.revision()));
         }
@@ -415,7 +479,7 @@ fn connections(history: &History) -> Vec<Violation> {
     let mut highest: BTreeMap<u64, i64> = BTreeMap::new();
     let mut found = Vec::new();
     for (_, operation, revision) in replied {
-        let before = highest.entry(history.operations[operation].connection).or_insert(revision);
+        let before = highest.entry(operations[operation].connection).or_insert(revision);
         if revision < *before && found.len() < VIOLATIONS_MAX {
             found.push(Violation::WentBack { operation, revision, before: *before });
         }
@@ -424,7 +488,20 @@ fn connections(history: &History) -> Vec<Violation> {
     found
 }
 
-fn fingerprints(all: &[Fingerprint]) -> Vec<Violation> {
+fn fingerprints(history: &History, replayed: &Replayed) -> Vec<Violation> {
+    let mut found = differences(&history.fingerprints);
+    let revision = replayed.model.revision();
+    // Members that differ are told of already.
+    if let Some(first) = history.fingerprints.first().filter(|first| found.is_empty() && first.revision != revision)
+        && !history.tail_unknown
+    {
+        found.push(Violation::Adrift { revision, member: *first });
+    }
+    found
+}
+
+/// Members that are not as the first one is.
+fn differences(all: &[Fingerprint]) -> Vec<Violation> {
     let Some(first) = all.first() else { return Vec::new() };
     let differs = |other: &&Fingerprint| Fingerprint { member: first.member, ..**other } != *first;
     all.iter().filter(differs).map(|other| Violation::Diverged(*first, *other)).collect()

@@ -131,6 +131,17 @@ fn processes_of(dir: &Path) -> usize {
     lines.filter(|line| String::from_utf8_lossy(line).contains(dir)).count()
 }
 
+/// Every figure of the whole table: case, members, figure.
+fn figures(told: &Value) -> Vec<(String, u64, String)> {
+    let of_a_case = |case: &Value| {
+        let (name, members) = (case["case"].as_str().expect("a name"), case["members"].as_u64().expect("a number"));
+        let figures = case["figures"].as_array().expect("figures").iter();
+        let figure = |row: &Value| (name.to_owned(), members, row["figure"].as_str().unwrap_or_default().to_owned());
+        figures.map(figure).collect::<Vec<_>>()
+    };
+    told["cases"].as_array().expect("cases").iter().flat_map(of_a_case).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_programs_are_compared_in_every_case_and_nothing_is_left_of_it() {
     let against = match oracle("two_programs_are_compared") {
@@ -141,26 +152,35 @@ async fn two_programs_are_compared_in_every_case_and_nothing_is_left_of_it() {
     let path = dir.path().to_str().expect("temporary paths are UTF-8").to_owned();
     let told = blocking(move || {
         let against = against.to_str().expect("a path in UTF-8");
-        let words = ["compare", "--against", against, "--rounds", "1", "--quick", "--keys", "60000", "--dir", &path];
-        let told = json(&[&words[..], &["--json"]].concat());
-        let three = [&words[..], &["--members", "3"]].concat();
-        (told, text(&three))
+        json(&["compare", "--against", against, "--rounds", "1", "--quick", "--dir", &path, "--json"])
     });
-    let (told, three) = told.await;
-    let figures: Vec<(&str, &str)> = told["figures"]
-        .as_array()
-        .expect("figures")
-        .iter()
-        .map(|row| (row["case"].as_str().unwrap_or_default(), row["figure"].as_str().unwrap_or_default()))
-        .collect();
-    let loads = ["put-1", "put-100", "put-1000", "range-100", "range-1"];
+    let told = told.await;
     let of_a_load = ["requests/s", "server CPU, µs/request", "p50, ms", "p99, ms"];
-    let mut expected = vec![("idle", "memory, MB"), ("idle", "CPU, % of a core")];
-    expected.extend(loads.iter().flat_map(|case| of_a_load.map(|figure| (*case, figure))));
-    expected
-        .extend(["memory, MB", "list in pages of 500, s", "kill -9 to first read, s"].map(|figure| ("keys", figure)));
-    assert_eq!(figures, expected);
-    for row in told["figures"].as_array().expect("figures") {
+    let expected: [(&str, u64, &[&str]); 10] = [
+        ("idle", 1, &["memory, MB", "CPU, % of a core"]),
+        ("put-1", 1, &of_a_load),
+        ("put-100", 1, &of_a_load),
+        ("put-1000", 1, &of_a_load),
+        ("range-100", 1, &of_a_load),
+        ("range-1", 1, &of_a_load),
+        ("put-100", 3, &of_a_load),
+        ("keys-100k", 1, &["memory, MB"]),
+        ("keys-1m", 1, &["memory, MB", "list in pages of 500 (60 s at most), s", "kill -9 to first read, s"]),
+        (
+            "compaction",
+            1,
+            &["p99 without it, ms", "p99 beside it, ms", "p99 beside it / without it", "the compaction, s"],
+        ),
+    ];
+    let expected: Vec<(String, u64, String)> = expected
+        .iter()
+        .flat_map(|(case, members, figures)| {
+            figures.iter().map(|figure| ((*case).to_owned(), *members, (*figure).to_owned()))
+        })
+        .collect();
+    assert_eq!(figures(&told), expected);
+    let rows = told["cases"].as_array().expect("cases").iter().flat_map(|case| case["figures"].as_array());
+    for row in rows.flatten() {
         // A short run may use less CPU time than the kernel's clock tick.
         if row["figure"].as_str().is_some_and(|figure| figure.contains("CPU")) {
             continue;
@@ -169,7 +189,6 @@ async fn two_programs_are_compared_in_every_case_and_nothing_is_left_of_it() {
         positive(&row["rounds_theirs"][0]);
         positive(&row["median"]["ratio"]);
     }
-    assert!(three.contains("3 members") && three.contains("put, 10 conns/100 clients"), "{three}");
     assert!(is_empty(dir.path()), "directories are removed");
     assert_eq!(processes_of(dir.path()), 0, "servers are stopped");
 }
@@ -179,12 +198,12 @@ async fn a_program_compared_with_itself_is_measured_in_both_orders() {
     let dir = TempDir::new().expect("a directory");
     let path = dir.path().to_str().expect("temporary paths are UTF-8").to_owned();
     let told = blocking(move || {
-        let words = ["compare", "--against", OURS, "--binary", OURS, "--quick", "--only", "range-100", "--json"];
+        let words = ["compare", "--against", OURS, "--binary", OURS, "--quick", "--cases", "range-100", "--json"];
         json(&[&words[..], &["--rounds", "3", "--dir", &path]].concat())
     });
     let told = told.await;
     assert_eq!(told["ours"], told["theirs"]);
-    for row in told["figures"].as_array().expect("figures") {
+    for row in told["cases"][0]["figures"].as_array().expect("figures") {
         assert_eq!(row["rounds_ours"].as_array().map(Vec::len), Some(3), "{row}");
         assert_eq!(row["rounds_theirs"].as_array().map(Vec::len), Some(3), "{row}");
         let Some(found) = row["median"].as_object() else { continue };
@@ -194,10 +213,49 @@ async fn a_program_compared_with_itself_is_measured_in_both_orders() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_table_is_announced_printed_and_written_into_a_page() {
+    let dir = TempDir::new().expect("a directory");
+    let page = dir.path().join("PAGE.md");
+    let (begin, end) = ("<!-- quorate bench compare: begin -->", "<!-- quorate bench compare: end -->");
+    std::fs::write(&page, format!("above\n{begin}\nold\n{end}\nbelow\n")).expect("a page");
+    let without = dir.path().join("README.md");
+    std::fs::write(&without, "no markers\n").expect("a page");
+    let data = dir.path().join("data");
+    std::fs::create_dir(&data).expect("a directory");
+    let words = ["compare", "--against", OURS, "--quick", "--rounds", "1", "--cases", "idle", "--dir"];
+    let told = blocking({
+        let (page, without, data) = (page.clone(), without.clone(), data.clone());
+        move || {
+            let with = |out: &Path| {
+                let paths = [data.to_str(), Some("--out"), out.to_str()].map(|word| word.expect("UTF-8").to_owned());
+                [&words[..], &paths.each_ref().map(String::as_str)].concat().join(" ")
+            };
+            let run = |line: String| bench(&line.split(' ').collect::<Vec<&str>>());
+            (run(with(&page)), run(with(&without)))
+        }
+    });
+    let (printed, refused) = told.await;
+    let text = String::from_utf8_lossy(&printed.stdout).into_owned();
+    assert!(
+        printed.status.success() && text.starts_with("plan: 1 rounds of 1 cases on both programs, about "),
+        "{text}"
+    );
+    assert!(text.contains("\nmachine ") && text.contains("\ncase "), "{text}");
+    let written = std::fs::read_to_string(&page).expect("the page");
+    assert!(written.starts_with(&format!("above\n{begin}\n")), "{written}");
+    assert!(written.ends_with(&format!("{end}\nbelow\n")), "{written}");
+    assert!(written.contains("| idle | memory, MB | ") && !written.contains("old"), "{written}");
+    // Told before the first server starts, not behind the last round.
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(refused.stdout.is_empty(), "nothing was measured");
+    assert_eq!(std::fs::read_to_string(&without).expect("the page"), "no markers\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_comparison_leaves_nothing_behind() {
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
         let dir = TempDir::new().expect("a directory");
-        let words = ["bench", "compare", "--against", OURS, "--only", "idle", "--members", "3", "--dir"];
+        let words = ["bench", "compare", "--against", OURS, "--cases", "idle", "--members", "3", "--dir"];
         let mut child = Command::new(OURS)
             .args(words)
             .arg(dir.path())

@@ -11,9 +11,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::sys::wait::WaitPidFlag;
+use nix::sys::wait::WaitStatus;
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use prost::Message;
 use quorate::disk::real::RealDisk;
+use quorate::faults::network::Network;
 use quorate::proto::etcdserverpb::HashKvRequest;
 use quorate::proto::etcdserverpb::HashKvResponse;
 use quorate::proto::etcdserverpb::MoveLeaderRequest;
@@ -228,6 +232,25 @@ impl Cluster {
     }
 }
 
+/// Three members of ours, each reached by its peers through a relay of its own.
+pub async fn relayed(extra: &[&str]) -> (Cluster, Network) {
+    let mut cluster = Cluster::prepare(&[Program::Ours, Program::Ours, Program::Ours], extra);
+    let ports: Vec<(u16, u16)> = cluster.members.iter().map(|member| (free_port(), member.peer_port)).collect();
+    let initial: Vec<String> =
+        cluster.members.iter().zip(&ports).map(|(member, (relay, _))| initial_entry(member.number, *relay)).collect();
+    let network = Network::start(&ports).await.expect("free ports");
+    for (member, (relay, _)) in cluster.members.iter_mut().zip(&ports) {
+        member.set_arg("--initial-advertise-peer-urls", &format!("http://127.0.0.1:{relay}"));
+        member.set_arg("--initial-cluster", &initial.join(","));
+        member.start();
+    }
+    cluster.wait_ready().await;
+    for (at, member) in cluster.members.iter().enumerate() {
+        network.name(at, member.id().await);
+    }
+    (cluster, network)
+}
+
 /// A failed test leaves its files for whoever looks for the cause.
 impl Drop for Cluster {
     fn drop(&mut self) {
@@ -343,6 +366,15 @@ impl Member {
     pub fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.wait_exit()
+    }
+
+    /// SIGSTOP, and waits until every thread stands still: the signal stops one at first, which may get to run late on
+    /// a busy machine, and the others answer their peers until then.
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+        let pid = Pid::from_raw(i32::try_from(self.pid()).expect("pids fit"));
+        let status = waitpid(pid, Some(WaitPidFlag::WUNTRACED));
+        assert_eq!(status, Ok(WaitStatus::Stopped(pid, Signal::SIGSTOP)), "{} was to stand still", self.name);
     }
 
     pub fn signal(&self, signal: Signal) {

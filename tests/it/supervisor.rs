@@ -184,8 +184,10 @@ async fn a_running_stack_is_controlled_by_name() {
     assert!(run(&["list"]).2.contains("connection refused"));
 }
 
+/// B50, goreman 39 and 27, foreman 94 and 628: grandchildren lived on after the stop, and the stop hung at a child that
+/// would not go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_left_however_it_ends() {
+async fn b50_nothing_is_left_however_it_ends() {
     // A grandchild in the background, and a shell that ignores to be asked.
     let procfile = "a: sleep 1000 & echo $! >grandchild; wait\nb: trap '' TERM INT HUP; echo $$ >stubborn; while :; do sleep 0.1; done\n";
     for ending in [Signal::SIGTERM, Signal::SIGKILL] {

@@ -21,13 +21,14 @@ const CORE: [&str; 9] = [
     "crate::client",
 ];
 
-const RULES: [Rule; 21] = [
+const RULES: [Rule; 22] = [
     Rule { part: "common", never: &["redb", "raft::", "tokio::spawn", "crate::server", "crate::client", "crate::ctl"] },
     Rule { part: "disk", never: &["crate::server", "crate::proto", "tokio", "crate::client"] },
     Rule { part: "client", never: &["crate::server", "crate::ctl", "crate::supervisor"] },
     Rule { part: "ctl", never: &["crate::server", "crate::supervisor"] },
     Rule { part: "bench", never: &["crate::server", "crate::ctl", "crate::supervisor"] },
-    Rule { part: "torture", never: &["crate::server", "crate::sim"] },
+    Rule { part: "faults", never: &["crate::server", "crate::sim", "crate::torture", "crate::supervisor"] },
+    Rule { part: "torture", never: &["crate::server", "crate::sim", "crate::bench", "crate::supervisor"] },
     // Time, chance and files come from the run's seed, or two runs of it would differ.
     Rule {
         part: "sim",
@@ -99,6 +100,13 @@ const RULES: [Rule; 21] = [
         part: "server/duties",
         never: &["crate::server::apply::machine", "crate::server::mvcc::store", "crate::server::api"],
     },
+];
+
+/// Lines that break a rule for a reason: file, what the line begins with.
+const EXCEPTIONS: [(&str, &str); 1] = [
+    // The judge needs the order of everything that was committed, which only the members' own logs have; this reads
+    // etcd's format, ours and any other member's, and writes nothing.
+    ("torture/logs.rs", "use crate::server::raft::wal::committed_entries;"),
 ];
 
 /// Only these files may name types of the raft library.
@@ -200,7 +208,8 @@ fn imports_keep_to_the_table() {
     for (name, text) in shipped_sources() {
         let rules = RULES.iter().filter(|rule| Path::new(&name).starts_with(rule.part));
         for rule in rules {
-            for (line, code) in shipped(&text) {
+            let excepted = |code: &str| EXCEPTIONS.iter().any(|(file, begin)| *file == name && code.starts_with(begin));
+            for (line, code) in shipped(&text).filter(|(_, code)| !excepted(code)) {
                 for word in rule.never.iter().filter(|word| names(code, word)) {
                     problems.push(format!("{name}:{line} names {word}"));
                 }

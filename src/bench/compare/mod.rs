@@ -10,6 +10,8 @@
 //! ```
 
 mod case;
+mod machine;
+mod markdown;
 mod rounds;
 mod servers;
 mod stats;
@@ -24,6 +26,8 @@ use nix::sys::statfs::TMPFS_MAGIC;
 use nix::sys::statfs::statfs;
 
 pub use case::Case;
+use case::Trial;
+use machine::Machine;
 use rounds::Scale;
 use servers::Servers;
 use table::Program;
@@ -40,6 +44,9 @@ use crate::client::Deadline;
 /// How long a member may take to say its version.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What a trial takes when the work is cut short: most of it is two programs that start.
+const QUICK_SECONDS: u64 = 2;
+
 /// The two sides of a comparison.
 const OURS: usize = 0;
 const THEIRS: usize = 1;
@@ -48,36 +55,76 @@ const THEIRS: usize = 1;
 pub async fn run(options: &CompareOptions, common: &Common) -> Result<ExitCode, Failed> {
     let dir = options.dir.clone().unwrap_or_else(std::env::temp_dir);
     warn_of_memory(&dir);
+    if let Some(out) = &options.out {
+        markdown::check(out)?;
+    }
     let ours = match &options.binary {
         Some(binary) => absolute(binary)?,
         None => std::env::current_exe().map_err(|error| format!("cannot find myself: {error}"))?,
     };
     let binaries = [ours, absolute(&options.against)?];
-    let scale = Scale { members: options.members, keys: options.key_count.max(1), quick: options.quick };
-    let cases = if options.only.is_empty() { Case::all(options.members).to_vec() } else { options.only.clone() };
+    let scale = Scale { quick: options.quick };
+    let trials = Trial::chosen(options.members, &options.cases);
+    if !common.json {
+        super::say(&plan(scale, options.rounds, &trials));
+    }
     let mut programs = Vec::new();
     for binary in &binaries {
         programs.push(Program { path: binary.clone(), version: version(binary, &dir).await? });
     }
-    let mut table = Table::new(scale, options.rounds, programs, &cases);
+    let mut table = Table::new(scale, options.rounds, programs, &trials, Machine::of(&dir));
+    let measured = measure(&mut table, options, common, &binaries, &dir).await;
+    // Half an hour's figures are told also when one of the last ones failed.
+    super::say(&if common.json { table.json() } else { table.text() });
+    measured?;
+    if let Some(out) = &options.out {
+        markdown::write(&table, out)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All rounds of all trials.
+async fn measure(
+    table: &mut Table,
+    options: &CompareOptions,
+    common: &Common,
+    binaries: &[PathBuf; 2],
+    dir: &Path,
+) -> Result<(), Failed> {
+    let scale = Scale { quick: options.quick };
+    let trials = table.trials().to_vec();
     if common.floors {
-        for case in cases.iter().filter(|case| !matches!(case, Case::Idle | Case::Keys)) {
-            table.floors.push((*case, floors::measure(&scale.load(*case), &dir).await?));
+        for trial in trials.iter().filter(|trial| trial.members == 1 && trial.case.has_floors()) {
+            table.floors.push((*trial, floors::measure(&scale.load(trial.case), dir).await?));
         }
     }
     for round in 0..options.rounds as usize {
-        for (position, case) in cases.iter().enumerate() {
+        for (position, trial) in trials.iter().enumerate() {
             let first = (round + position) % 2;
             for side in [first, 1 - first] {
                 let name = if side == OURS { "ours" } else { "theirs" };
-                let what = format!("{}/{} {} {name}", round + 1, options.rounds, case.title(scale.key_count()));
-                let figures = rounds::run(*case, scale, &binaries[side], &dir, &what).await?;
-                table.add(*case, side, &figures);
+                let what = format!("{}/{} {} {name}", round + 1, options.rounds, scale.title(*trial));
+                let figures = rounds::run(*trial, scale, &binaries[side], dir, &what).await?;
+                table.add(*trial, side, &figures);
             }
         }
     }
-    super::say(&if common.json { table.json() } else { table.text() });
-    Ok(ExitCode::SUCCESS)
+    Ok(())
+}
+
+/// What is going to be done and how long that takes, before it is begun.
+fn plan(scale: Scale, rounds: u32, trials: &[Trial]) -> String {
+    let rounds = u64::from(rounds);
+    let seconds = |trial: &Trial| if scale.quick { QUICK_SECONDS } else { trial.seconds() } * rounds;
+    let time = |seconds: u64| format!("{} min {:02} s", seconds / 60, seconds % 60);
+    let mut text = format!("plan: {rounds} rounds of {} cases on both programs, about ", trials.len());
+    text.push_str(&time(trials.iter().map(seconds).sum()));
+    text.push('\n');
+    for trial in trials {
+        text.push_str(&format!("  {:>12}  {}\n", time(seconds(trial)), scale.title(*trial)));
+    }
+    text.push('\n');
+    text
 }
 
 /// Children do not start where we do when a path is relative to a search path.

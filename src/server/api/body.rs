@@ -17,6 +17,7 @@ use tonic::Status;
 
 use crate::server::api::ending::Ending;
 use crate::server::api::metrics::MethodMetrics;
+use crate::server::api::unsent::Held;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -154,6 +155,8 @@ pub struct ResponseBody<B> {
     ending: Ending,
     metrics: Arc<MethodMetrics>,
     sent_bytes: IntCounter,
+    /// Where the answer is large: counts it until its frames are sent.
+    held: Option<Arc<Held>>,
     ended: bool,
 }
 
@@ -164,8 +167,9 @@ impl<B> ResponseBody<B> {
         ending: Ending,
         metrics: Arc<MethodMetrics>,
         sent_bytes: IntCounter,
+        held: Option<Arc<Held>>,
     ) -> ResponseBody<B> {
-        ResponseBody { inner, messages: Messages::default(), outcome, ending, metrics, sent_bytes, ended: false }
+        ResponseBody { inner, messages: Messages::default(), outcome, ending, metrics, sent_bytes, held, ended: false }
     }
 }
 
@@ -191,6 +195,10 @@ where
                 } else if let Some(trailers) = frame.trailers_ref() {
                     this.outcome.tell(code_of(trailers));
                 }
+                let frame = match &this.held {
+                    Some(held) => frame.map_data(|data| held.frame(data)),
+                    None => frame,
+                };
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(end) => {

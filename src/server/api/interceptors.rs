@@ -128,7 +128,7 @@ impl GrpcServer {
     /// The response with a body that counts and can end the call.
     fn watch(
         &self,
-        response: Response<Reply>,
+        mut response: Response<Reply>,
         ending: Ending,
         mut outcome: Outcome,
         metrics: Arc<MethodMetrics>,
@@ -141,7 +141,8 @@ impl GrpcServer {
             return response.map(Body::new);
         }
         let sent_bytes = self.metrics.sent_bytes.clone();
-        response.map(|body| Body::new(ResponseBody::new(body, outcome, ending, metrics, sent_bytes)))
+        let held = response.extensions_mut().remove();
+        response.map(|body| Body::new(ResponseBody::new(body, outcome, ending, metrics, sent_bytes, held)))
     }
 
     fn log_slow(&self, method: &Method, took: Duration) {

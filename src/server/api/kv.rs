@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use prost::Message;
 use tonic::Request;
 use tonic::Response;
 use tonic::Status;
@@ -22,11 +23,17 @@ use crate::proto::etcdserverpb::TxnResponse;
 use crate::proto::etcdserverpb::kv_server::Kv;
 use crate::proto::etcdserverpb::range_request::SortOrder;
 use crate::proto::etcdserverpb::request_op::Request as RequestUnion;
+use crate::proto::mvccpb::KeyValue;
 use crate::server::api::backend::Backend;
 use crate::server::api::check;
 use crate::server::api::header;
 use crate::server::api::metrics::RequestMetrics;
 use crate::server::api::range_stream::RangeStream;
+use crate::server::api::unsent::Counted;
+use crate::server::api::unsent::MANY_KEYS_BYTES;
+use crate::server::api::unsent::STORED_BYTES;
+use crate::server::api::unsent::Unsent;
+use crate::server::api::unsent::unsent_of;
 use crate::server::apply::quota;
 use crate::server::apply::txn;
 
@@ -45,38 +52,50 @@ impl KvService {
         KvService { backend, metrics }
     }
 
-    async fn read(&self, request: RangeRequest) -> Result<RangeResponse, Answer> {
+    async fn read(&self, request: RangeRequest, unsent: &Arc<Unsent>) -> Result<Counted<RangeResponse>, Answer> {
         if !request.serializable {
             self.backend.read_barrier().await?;
         }
-        let mut response = if is_small(&request) {
+        let is_small = is_small(&request);
+        let held = unsent.admit(if is_small { 0 } else { MANY_KEYS_BYTES }).await;
+        let mut response = if is_small {
             self.backend.range(&request)?
         } else {
             let snapshot = self.backend.snapshot();
             Box::pin(blocking(move || snapshot.range(&request))).await?
         };
         response.header = header::complete(&*self.backend, response.header);
-        Ok(response)
+        let held = held.made(pairs_bytes(&response.kvs));
+        Ok(Counted { response, held })
     }
 
-    async fn read_txn(&self, request: TxnRequest) -> Result<TxnResponse, Answer> {
+    async fn read_txn(&self, request: TxnRequest, unsent: &Arc<Unsent>) -> Result<Counted<TxnResponse>, Answer> {
         if !txn::is_serializable(&request) {
             self.backend.read_barrier().await?;
         }
+        let is_small = is_small_txn(&request);
+        let held = unsent.admit(if is_small { 0 } else { MANY_KEYS_BYTES }).await;
         let snapshot = self.backend.snapshot();
-        let mut response = match is_small_txn(&request) {
+        let mut response = match is_small {
             true => snapshot.txn(&request)?,
             false => blocking(move || snapshot.txn(&request)).await?,
         };
         response.header = header::complete(&*self.backend, response.header);
-        Ok(response)
+        let held = held.made(response.encoded_len());
+        Ok(Counted { response, held })
     }
 
-    async fn write_txn(&self, request: TxnRequest) -> Result<TxnResponse, Answer> {
+    async fn write_txn(&self, request: TxnRequest, unsent: &Arc<Unsent>) -> Result<Counted<TxnResponse>, Answer> {
+        let held = unsent.admit(STORED_BYTES).await;
         let mut response = self.backend.txn(request).await?;
         response.header = header::complete(&*self.backend, response.header);
-        Ok(response)
+        let held = held.made(response.encoded_len());
+        Ok(Counted { response, held })
     }
+}
+
+fn pairs_bytes(pairs: &[KeyValue]) -> usize {
+    pairs.iter().map(|kv| kv.key.len() + kv.value.len()).sum()
 }
 
 /// Whether a range reads a few records whatever the store holds: a sort or a filter would look at all of the interval.
@@ -106,40 +125,52 @@ pub(crate) async fn blocking<T: Send + 'static>(
 
 /// The unary calls, as both the plain way (`unary`) and the gRPC library call them.
 impl KvService {
-    pub async fn answer_range(&self, request: RangeRequest) -> Result<RangeResponse, Status> {
+    pub async fn answer_range(
+        &self,
+        request: RangeRequest,
+        unsent: &Arc<Unsent>,
+    ) -> Result<Counted<RangeResponse>, Status> {
         if self.backend.is_learner() && !request.serializable {
             return Err(Answer::NotSupportedForLearner.into());
         }
         check::range(&request)?;
         let start = Instant::now();
-        let result = self.read(request).await;
+        let result = self.read(request, unsent).await;
         self.metrics.observe_range(start.elapsed(), result.is_ok());
         Ok(result?)
     }
 
-    pub async fn answer_put(&self, request: PutRequest) -> Result<PutResponse, Status> {
+    pub async fn answer_put(&self, request: PutRequest, unsent: &Arc<Unsent>) -> Result<Counted<PutResponse>, Status> {
         let start = Instant::now();
         // The quota comes before the shape (server.md 6.4).
         self.backend.check_quota(quota::put_cost(&request)).await?;
         check::put(&request)?;
+        let held = if request.prev_kv { Some(unsent.admit(STORED_BYTES).await) } else { None };
         let result = self.backend.put(request).await;
         self.metrics.observe("Put", start.elapsed(), result.is_ok());
         let mut response = result?;
         response.header = header::complete(&*self.backend, response.header);
-        Ok(response)
+        let held = held.and_then(|held| held.made(response.encoded_len()));
+        Ok(Counted { response, held })
     }
 
-    pub async fn answer_delete_range(&self, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, Status> {
+    pub async fn answer_delete_range(
+        &self,
+        request: DeleteRangeRequest,
+        unsent: &Arc<Unsent>,
+    ) -> Result<Counted<DeleteRangeResponse>, Status> {
         check::delete_range(&request)?;
         let start = Instant::now();
+        let held = if request.prev_kv { Some(unsent.admit(STORED_BYTES).await) } else { None };
         let result = self.backend.delete_range(request).await;
         self.metrics.observe("DeleteRange", start.elapsed(), result.is_ok());
         let mut response = result?;
         response.header = header::complete(&*self.backend, response.header);
-        Ok(response)
+        let held = held.and_then(|held| held.made(response.encoded_len()));
+        Ok(Counted { response, held })
     }
 
-    pub async fn answer_txn(&self, request: TxnRequest) -> Result<TxnResponse, Status> {
+    pub async fn answer_txn(&self, request: TxnRequest, unsent: &Arc<Unsent>) -> Result<Counted<TxnResponse>, Status> {
         let start = Instant::now();
         let cost = quota::txn_cost(&request);
         if cost > 0 {
@@ -147,8 +178,8 @@ impl KvService {
         }
         check::txn(&request, self.backend.limits().txn_ops_max)?;
         let (kind, result) = match txn::is_read_only(&request) {
-            true => ("ReadonlyTxn", self.read_txn(request).await),
-            false => ("Txn", self.write_txn(request).await),
+            true => ("ReadonlyTxn", self.read_txn(request, unsent).await),
+            false => ("Txn", self.write_txn(request, unsent).await),
         };
         self.metrics.observe(kind, start.elapsed(), result.is_ok());
         Ok(result?)
@@ -158,7 +189,8 @@ impl KvService {
 #[tonic::async_trait]
 impl Kv for KvService {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        self.answer_range(request.into_inner()).await.map(Response::new)
+        let unsent = unsent_of(request.extensions());
+        self.answer_range(request.into_inner(), &unsent).await.map(Counted::into_response)
     }
 
     type RangeStreamStream = RangeStream;
@@ -173,18 +205,21 @@ impl Kv for KvService {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        self.answer_put(request.into_inner()).await.map(Response::new)
+        let unsent = unsent_of(request.extensions());
+        self.answer_put(request.into_inner(), &unsent).await.map(Counted::into_response)
     }
 
     async fn delete_range(
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        self.answer_delete_range(request.into_inner()).await.map(Response::new)
+        let unsent = unsent_of(request.extensions());
+        self.answer_delete_range(request.into_inner(), &unsent).await.map(Counted::into_response)
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        self.answer_txn(request.into_inner()).await.map(Response::new)
+        let unsent = unsent_of(request.extensions());
+        self.answer_txn(request.into_inner(), &unsent).await.map(Counted::into_response)
     }
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {

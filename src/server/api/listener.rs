@@ -10,6 +10,7 @@ use tokio::net::TcpSocket;
 use tokio::net::UnixListener;
 use tokio::net::lookup_host;
 
+use crate::common::os_reason::os_reason;
 use crate::common::urls::Address;
 use crate::common::urls::Url;
 use crate::server::api::socket::Stream;
@@ -43,7 +44,7 @@ impl Listener {
         let inner = match url.address() {
             Address::Tcp { host, port } => {
                 let named = |step: &str, error: io::Error| {
-                    io::Error::new(error.kind(), format!("listen tcp {}: {step}{}", url.authority(), plain(&error)))
+                    io::Error::new(error.kind(), format!("listen tcp {}: {step}{}", url.authority(), os_reason(&error)))
                 };
                 let address = resolve(&host, &port).await.map_err(|error| named("", error))?;
                 Inner::Tcp(bind_tcp(address, reuse).map_err(|error| named("bind: ", error))?)
@@ -52,7 +53,7 @@ impl Listener {
                 // A file left behind by a killed member would refuse us.
                 let _ = fs::remove_file(&path);
                 let listener = UnixListener::bind(&path).map_err(|error| {
-                    io::Error::new(error.kind(), format!("listen unix {}: bind: {}", path.display(), plain(&error)))
+                    io::Error::new(error.kind(), format!("listen unix {}: bind: {}", path.display(), os_reason(&error)))
                 })?;
                 Inner::Unix(listener, path)
             }
@@ -114,14 +115,6 @@ fn bind_tcp(address: SocketAddr, reuse: Reuse) -> Result<TcpListener, io::Error>
     socket.set_keepalive(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
-}
-
-/// The error's text without its number, in Go's lower case.
-fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or(&text);
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_ascii_lowercase().to_string() + letters.as_str())
 }
 
 #[cfg(test)]

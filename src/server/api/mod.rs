@@ -34,6 +34,7 @@ pub mod unary;
 mod fake;
 #[cfg(test)]
 mod tests;
+pub mod unsent;
 
 use tonic::Status;
 

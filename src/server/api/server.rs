@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use http::Request;
@@ -37,6 +38,7 @@ use crate::server::api::services::Services;
 use crate::server::api::socket::Protocol;
 use crate::server::api::socket::Socket;
 use crate::server::api::socket::Stream;
+use crate::server::api::unsent::Unsent;
 use crate::server::metrics::fd_limit;
 
 /// Descriptors kept for files and peers.
@@ -101,6 +103,8 @@ pub struct ApiServer {
     http: HttpServer,
     options: ServeOptions,
     connections: Arc<Semaphore>,
+    /// Bytes of answers that clients have not taken.
+    unsent: Arc<AtomicUsize>,
     stop: watch::Sender<bool>,
     listeners: Mutex<JoinSet<()>>,
 }
@@ -115,6 +119,7 @@ impl ApiServer {
             grpc: GrpcServer::new(Services::new(backend.clone(), requests), backend, metrics),
             http,
             connections: Arc::new(Semaphore::new(options.connections_max)),
+            unsent: Arc::default(),
             options,
             stop: watch::Sender::new(false),
             listeners: Mutex::new(JoinSet::new()),
@@ -217,8 +222,10 @@ impl ApiServer {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .keep_alive_interval(self.options.keepalive_interval)
             .keep_alive_timeout(self.options.keepalive_timeout);
-        let service = service_fn(move |request: Request<Incoming>| {
+        let unsent = Unsent::new(self.unsent.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
             let server = self.clone();
+            request.extensions_mut().insert(unsent.clone());
             // Boxed, because the library moves it from hand to hand.
             Box::pin(async move { Ok::<Response<Body>, Infallible>(server.grpc.call(request).await) })
         });

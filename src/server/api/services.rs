@@ -26,6 +26,7 @@ use crate::server::api::not_served;
 use crate::server::api::unary;
 use crate::server::api::unary::Replay;
 use crate::server::api::unary::Reply;
+use crate::server::api::unsent::unsent_of;
 
 const KV: &str = "etcdserverpb.KV";
 
@@ -67,14 +68,15 @@ impl Services {
         let (head, body) = request.into_parts();
         async move {
             let kv = &self.plain_kv;
+            let unsent = unsent_of(&head.extensions);
             let is_plain = method.service == KV && !head.headers.contains_key("grpc-encoding");
             let served = match method.name {
-                "Range" if is_plain => unary::serve(body, |request| kv.answer_range(request)).await,
-                "Put" if is_plain => unary::serve(body, |request| kv.answer_put(request)).await,
+                "Range" if is_plain => unary::serve(body, |request| kv.answer_range(request, &unsent)).await,
+                "Put" if is_plain => unary::serve(body, |request| kv.answer_put(request, &unsent)).await,
                 "DeleteRange" if is_plain => {
-                    Box::pin(unary::serve(body, |request| kv.answer_delete_range(request))).await
+                    Box::pin(unary::serve(body, |request| kv.answer_delete_range(request, &unsent))).await
                 }
-                "Txn" if is_plain => Box::pin(unary::serve(body, |request| kv.answer_txn(request))).await,
+                "Txn" if is_plain => Box::pin(unary::serve(body, |request| kv.answer_txn(request, &unsent))).await,
                 _ => Err(Replay::nothing_read(body)),
             };
             match served {

@@ -21,6 +21,8 @@ use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
 
+use crate::server::api::unsent::Counted;
+
 /// Bytes in front of each message: a compression flag and a length (gRPC over HTTP/2).
 const PREFIX_BYTES: usize = 5;
 
@@ -118,10 +120,13 @@ where
 }
 
 /// The response of a handler.
-pub fn respond<M: Message>(answer: Result<M, Status>) -> Response<Reply> {
-    match answer.and_then(|message| encode(&message)) {
-        Ok(data) => {
+pub fn respond<M: Message>(answer: Result<Counted<M>, Status>) -> Response<Reply> {
+    match answer.and_then(|answer| Ok((encode(&answer.response)?, answer.held))) {
+        Ok((data, held)) => {
             let mut response = Response::new(Reply::One { data: Some(data), done: false });
+            if let Some(held) = held {
+                response.extensions_mut().insert(held);
+            }
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             response
         }
@@ -192,7 +197,7 @@ where
     M: Message + Default,
     A: Message,
     B: http_body::Body<Data = Bytes> + Unpin,
-    F: Future<Output = Result<A, Status>>,
+    F: Future<Output = Result<Counted<A>, Status>>,
 {
     match read(body).await {
         Read::Message(message) => Ok(respond(handler(message).await)),
@@ -269,7 +274,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_is_one_frame_and_the_status() {
-        let mut response = respond(Ok(put()));
+        let mut response = respond(Ok(Counted { response: put(), held: None }));
         assert_eq!(response.headers()[CONTENT_TYPE], "application/grpc");
         let body = response.body_mut();
         assert!(!body.is_end_stream());

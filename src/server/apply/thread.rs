@@ -65,6 +65,8 @@ pub struct Thread {
     parts: ThreadParts,
     /// When the compaction at work began, by the stopwatch.
     compacting_since: Option<Duration>,
+    /// When the last slice of a compaction ended.
+    last_slice: Duration,
 }
 
 /// Publishes the whole state and starts the thread. It ends behind `ApplyHandle::stop`, or with the first failure,
@@ -88,7 +90,7 @@ impl Thread {
         parts.metrics.cluster_changed(machine.membership());
         queue.listener().applied(machine.applied().index);
         queue.listener().compaction(machine.store().compact_revision(), machine.store().finished_compaction());
-        Thread { machine, queue, parts, compacting_since: None }
+        Thread { machine, queue, parts, compacting_since: None, last_slice: Duration::ZERO }
     }
 
     fn run(self) -> Result<(), Failure> {
@@ -140,9 +142,13 @@ impl Thread {
             Some(Input::BuildSnapshot) => self.parts.snapshots.build(self.machine.freeze()),
             Some(Input::Freeze(on_frozen)) => on_frozen(self.machine.freeze()),
             Some(Input::Stored { tables, up_to }) => self.stored(tables, up_to),
-            Some(Input::Stop) | None => {}
+            Some(Input::Stop) => {}
+            None => return self.compact(),
         }
-        self.compact()
+        // Not behind every input: entries come in small batches while others wait, and each would wait for the slices of
+        // all before it. A loaded member compacts at the pace of an idle one.
+        let since = (self.parts.stopwatch)().saturating_sub(self.last_slice);
+        if since >= self.parts.compaction.pause { self.compact() } else { Ok(()) }
     }
 
     /// Applies entries, some of which were decoded before.
@@ -237,6 +243,7 @@ impl Thread {
         let finished = self.machine.store().finished_compaction();
         self.machine.compaction_step(self.parts.compaction.batch)?;
         let now = (self.parts.stopwatch)();
+        self.last_slice = now;
         self.parts.metrics.compacted_slice(now.saturating_sub(started));
         if self.machine.store().finished_compaction() != finished {
             self.compacting_since = None;

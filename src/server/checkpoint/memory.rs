@@ -80,7 +80,8 @@ impl MemoryCheckpoint {
         MemoryCheckpoint { disk: Arc::default(), epoch: 0 }
     }
 
-    /// Power off and on: the newest `lost` batches are gone (at most as many as a disk may lose). The handle to go on with.
+    /// Power off and on: the newest `lost` batches are gone (at most as many as a disk may lose), and a disk that failed was
+    /// replaced by its copy. The handle to go on with.
     pub fn crash(&self, lost: usize) -> MemoryCheckpoint {
         let mut disk = self.lock();
         let kept = disk.recent.len() - lost.min(disk.recent.len());
@@ -89,6 +90,7 @@ impl MemoryCheckpoint {
         disk.recent.iter().for_each(|batch| newest.apply(batch));
         disk.newest = newest;
         disk.epoch += 1;
+        disk.writes_left = None;
         MemoryCheckpoint { disk: Arc::clone(&self.disk), epoch: disk.epoch }
     }
 

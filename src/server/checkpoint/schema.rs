@@ -4,16 +4,20 @@
 //! table               key                            value
 //! headers             revision, 16 bytes big-endian  header: see below
 //! values              revision                       the value of a put; no row when it is empty
-//! bucket.<name>       as in etcd's bucket <name>     as in etcd's bucket <name> (server.md 14.6)
-//! meta                name                           format, applied_index, applied_term: u64 little-endian
-//!                                                    conf_state: raftpb.ConfState
+//! bucket.<name>       as in etcd's bucket <name>     sealed: as in etcd's bucket <name> (server.md 14.6)
+//! meta                name                           format: u64 little-endian
+//!                                                    applied_index, applied_term: sealed u64 little-endian
+//!                                                    conf_state: sealed raftpb.ConfState
+//!
+//! sealed  | what it is about … | crc u32 over the table's name, the key and all before it |
 //!
 //! header  | 0 tombstone u8 | 1 create i64 | 9 version i64 | 17 lease i64 | 25 value bytes u32 | 29 crc u32 |
 //!         | 33 hashed bytes u32 | 37 header crc u32 | 41 key …                    (little-endian)
 //! ```
 //!
 //! `crc` covers what etcd hashes of the record and needs the value to be checked; `header crc` covers revision and header,
-//! so that a scan of headers alone cannot take in a damaged key (reliability.md 3.2, D6).
+//! so that a scan of headers alone cannot take in a damaged key (reliability.md 3.2, D6). A seal does the same for the
+//! small rows: redb checks its pages when it repairs a file, not when it reads.
 
 use bytes::Bytes;
 use redb::TableDefinition;
@@ -24,8 +28,8 @@ use crate::server::checkpoint::Bucket;
 use crate::server::checkpoint::Header;
 use crate::server::checkpoint::Record;
 
-/// Number of this layout, in `meta`. A file with a higher one is refused by name.
-pub const FORMAT: u64 = 1;
+/// Number of this layout, in `meta`. A file with another one is refused by name. (1 had no seals.)
+pub const FORMAT: u64 = 2;
 
 /// A revision as a table key.
 pub type RevisionKey = &'static [u8; 16];
@@ -52,6 +56,32 @@ pub const fn bucket_table(bucket: Bucket) -> TableDefinition<'static, &'static [
         Bucket::MembersRemoved => "bucket.members_removed",
         Bucket::Meta => "bucket.meta",
     })
+}
+
+/// Bytes of a seal.
+const SEAL_BYTES: usize = 4;
+
+/// The row of `table` under `key` that says `content`.
+pub fn seal(table: &str, key: &[u8], content: &[u8]) -> Vec<u8> {
+    let mut row = Vec::with_capacity(content.len() + SEAL_BYTES);
+    row.extend_from_slice(content);
+    row.extend_from_slice(&seal_crc(table, key, content).to_le_bytes());
+    row
+}
+
+/// What a sealed row says. The error says which row is not what was written.
+pub fn unseal<'a>(table: &str, key: &[u8], row: &'a [u8]) -> Result<&'a [u8], String> {
+    let content = row.split_last_chunk::<SEAL_BYTES>();
+    match content.filter(|(content, crc)| u32::from_le_bytes(**crc) == seal_crc(table, key, content)) {
+        Some((content, _)) => Ok(content),
+        None => Err(format!("a row of table {table} fails its checksum (key {:?})", Bytes::copy_from_slice(key))),
+    }
+}
+
+fn seal_crc(table: &str, key: &[u8], content: &[u8]) -> u32 {
+    // The key's length keeps a byte from changing sides unseen.
+    let length = (key.len() as u64).to_le_bytes();
+    [table.as_bytes(), &length, key, content].into_iter().fold(0, crc32c::crc32c_append)
 }
 
 /// Where the key starts in a header.
@@ -150,6 +180,24 @@ mod tests {
             lease: -3,
         };
         Record { revision: Revision::new(9, 1), tombstone: false, kv }
+    }
+
+    #[test]
+    fn a_sealed_row_is_read_only_where_it_was_written() {
+        let row = seal("bucket.lease", b"key", b"content");
+        assert_eq!(unseal("bucket.lease", b"key", &row), Ok(&b"content"[..]));
+        assert_eq!(unseal("t", b"", &seal("t", b"", b"")), Ok(&b""[..]));
+        let refused =
+            |table: &str, key: &[u8], row: &[u8]| assert!(unseal(table, key, row).is_err(), "{table} {key:?}");
+        refused("bucket.alarm", b"key", &row);
+        refused("bucket.lease", b"ke", &[b"y", &row[..]].concat());
+        refused("bucket.lease", b"other", &row);
+        (0..row.len()).for_each(|length| refused("bucket.lease", b"key", &row[..length]));
+        for bit in 0..row.len() * 8 {
+            let mut flipped = row.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            refused("bucket.lease", b"key", &flipped);
+        }
     }
 
     #[test]

@@ -20,6 +20,8 @@ use redb::Durability;
 use redb::ReadTransaction;
 use redb::ReadableDatabase;
 use redb::ReadableTable;
+use redb::ReadableTableMetadata;
+use redb::TableHandle;
 use redb::WriteTransaction;
 
 use crate::common::failure::Failure;
@@ -95,7 +97,8 @@ impl RedbCheckpoint {
 
     fn check_format(&self) -> Result<(), Failure> {
         let transaction = guarded(&self.path, || Ok(self.database.begin_read()?))?;
-        match self.meta_number(&transaction, schema::META_FORMAT)? {
+        let format = self.meta_bytes(&transaction, schema::META_FORMAT)?;
+        match format.map(|bytes| self.number(schema::META_FORMAT, &bytes)).transpose()? {
             Some(schema::FORMAT) => Ok(()),
             Some(other) => Err(Failure::Refused(format!(
                 "{} has database format {other}, this program reads format {}; use the release that wrote it",
@@ -128,18 +131,22 @@ impl RedbCheckpoint {
         })
     }
 
-    fn meta_number(&self, transaction: &ReadTransaction, name: &str) -> Result<Option<u64>, Failure> {
-        let Some(bytes) = self.meta_bytes(transaction, name)? else { return Ok(None) };
-        let number = <[u8; 8]>::try_from(&bytes[..]).map(u64::from_le_bytes);
-        number.map(Some).map_err(|_| Failure::damaged(&self.path, format!("{name} has {} bytes", bytes.len())))
+    fn number(&self, name: &str, bytes: &[u8]) -> Result<u64, Failure> {
+        let number = <[u8; 8]>::try_from(bytes).map(u64::from_le_bytes);
+        number.map_err(|_| Failure::damaged(&self.path, format!("{name} has {} bytes", bytes.len())))
+    }
+
+    /// What a sealed row of `meta` says; every database has it.
+    fn meta_sealed(&self, transaction: &ReadTransaction, name: &str) -> Result<Bytes, Failure> {
+        let row = self.meta_bytes(transaction, name)?;
+        let row = row.ok_or_else(|| Failure::damaged(&self.path, format!("{name} is missing")))?;
+        let content = schema::unseal(schema::META.name(), name.as_bytes(), &row);
+        content.map(|content| row.slice_ref(content)).map_err(|detail| Failure::damaged(&self.path, detail))
     }
 
     fn read_applied(&self, transaction: &ReadTransaction) -> Result<Applied, Failure> {
-        let missing = |name: &str| Failure::damaged(&self.path, format!("{name} is missing"));
-        let number = |name: &'static str| self.meta_number(transaction, name)?.ok_or_else(|| missing(name));
-        let bytes = self.meta_bytes(transaction, schema::META_CONF_STATE)?;
-        let bytes = bytes.ok_or_else(|| missing(schema::META_CONF_STATE))?;
-        let conf_state = ConfState::decode(bytes)
+        let number = |name: &'static str| self.number(name, &self.meta_sealed(transaction, name)?);
+        let conf_state = ConfState::decode(self.meta_sealed(transaction, schema::META_CONF_STATE)?)
             .map_err(|error| Failure::damaged(&self.path, format!("{}: {error}", schema::META_CONF_STATE)))?;
         let index = number(schema::META_APPLIED_INDEX)?;
         Ok(Applied { index, term: number(schema::META_APPLIED_TERM)?, conf_state })
@@ -159,17 +166,11 @@ impl Checkpoint for RedbCheckpoint {
 
     fn buckets(&self) -> Result<(Buckets, Applied), Failure> {
         let transaction = guarded(&self.path, || Ok(self.database.begin_read()?))?;
-        let buckets = guarded(&self.path, || {
-            let mut buckets = Buckets::new();
-            for bucket in Bucket::ALL {
-                for pair in transaction.open_table(schema::bucket_table(bucket))?.iter()? {
-                    let (key, value) = pair?;
-                    let key = (bucket, Bytes::copy_from_slice(key.value()));
-                    buckets.insert(key, Bytes::copy_from_slice(value.value()));
-                }
-            }
-            Ok(buckets)
-        })?;
+        let mut buckets = Buckets::new();
+        for bucket in Bucket::ALL {
+            let read = guarded(&self.path, || read_bucket(&transaction, bucket))?;
+            buckets.extend(read.map_err(|detail| Failure::damaged(&self.path, detail))?);
+        }
         Ok((buckets, self.read_applied(&transaction)?))
     }
 
@@ -177,6 +178,27 @@ impl Checkpoint for RedbCheckpoint {
         // A metric: a file whose length cannot be asked counts as empty, the next write tells what is wrong.
         self.file.metadata().map_or(0, |metadata| metadata.len())
     }
+}
+
+/// All pairs of one bucket; the inner error is damage. A scan must meet as many rows as redb counted.
+fn read_bucket(transaction: &ReadTransaction, bucket: Bucket) -> Result<Result<Buckets, String>, redb::Error> {
+    let definition = schema::bucket_table(bucket);
+    let table = transaction.open_table(definition)?;
+    let mut buckets = Buckets::new();
+    for pair in table.iter()? {
+        let (key, row) = pair?;
+        match schema::unseal(definition.name(), key.value(), row.value()) {
+            Ok(content) => {
+                buckets.insert((bucket, Bytes::copy_from_slice(key.value())), Bytes::copy_from_slice(content))
+            }
+            Err(detail) => return Ok(Err(detail)),
+        };
+    }
+    let (seen, stored) = (buckets.len() as u64, table.len()?);
+    if seen != stored {
+        return Ok(Err(format!("{seen} of {stored} rows of table {} were found", definition.name())));
+    }
+    Ok(Ok(buckets))
 }
 
 /// The one way to begin a write: durable, with quick-repair (and so in two phases), from the first commit on (D5).
@@ -224,10 +246,11 @@ fn write_pairs(transaction: &WriteTransaction, pairs: &[(Bucket, Bytes, Option<B
         if changes.peek().is_none() {
             continue;
         }
-        let mut table = transaction.open_table(schema::bucket_table(bucket))?;
+        let definition = schema::bucket_table(bucket);
+        let mut table = transaction.open_table(definition)?;
         for (_, key, value) in changes {
             match value {
-                Some(value) => table.insert(&key[..], &value[..])?,
+                Some(value) => table.insert(&key[..], &schema::seal(definition.name(), key, value)[..])?,
                 None => table.remove(&key[..])?,
             };
         }
@@ -237,9 +260,12 @@ fn write_pairs(transaction: &WriteTransaction, pairs: &[(Bucket, Bytes, Option<B
 
 fn write_applied(transaction: &WriteTransaction, applied: &Applied) -> Result<(), redb::Error> {
     let mut meta = transaction.open_table(schema::META)?;
-    meta.insert(schema::META_APPLIED_INDEX, &applied.index.to_le_bytes()[..])?;
-    meta.insert(schema::META_APPLIED_TERM, &applied.term.to_le_bytes()[..])?;
-    meta.insert(schema::META_CONF_STATE, &applied.conf_state.encode_to_vec()[..])?;
+    let mut insert = |name: &str, content: &[u8]| {
+        meta.insert(name, &schema::seal(schema::META.name(), name.as_bytes(), content)[..]).map(drop)
+    };
+    insert(schema::META_APPLIED_INDEX, &applied.index.to_le_bytes())?;
+    insert(schema::META_APPLIED_TERM, &applied.term.to_le_bytes())?;
+    insert(schema::META_CONF_STATE, &applied.conf_state.encode_to_vec())?;
     Ok(())
 }
 
@@ -404,7 +430,7 @@ mod tests {
         transaction.commit().unwrap();
         drop(store);
         let refusal = text(RedbCheckpoint::open(&path));
-        assert!(refusal.contains("db.redb has database format 2"), "{refusal}");
+        assert!(refusal.contains("db.redb has database format 3"), "{refusal}");
     }
 
     #[test]
@@ -415,6 +441,45 @@ mod tests {
         fs::write(&path, b"").unwrap();
         RedbCheckpoint::open(&path).unwrap();
         assert!(!dir.path().join("db.redb.new").exists());
+    }
+
+    /// Where `needle` stands in the file, every time.
+    fn places(file: &[u8], needle: &[u8]) -> Vec<usize> {
+        (0..file.len() - needle.len()).filter(|at| file[*at..].starts_with(needle)).collect()
+    }
+
+    /// redb does not check its pages when it reads: our own checksums must (reliability.md D6, B18, B19).
+    #[test]
+    fn every_flipped_byte_of_what_is_stored_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db.redb");
+        let mut store = RedbCheckpoint::open(&path).unwrap();
+        let long: Vec<u8> = (0..3000_u32).map(|at| (at * 7 + at / 251) as u8 | 0x80).collect();
+        let record = put(2, "a key to be found", &long);
+        let pair = (Bucket::Lease, Bytes::from("lease key"), Some(Bytes::from("lease pair that says much")));
+        let applied = Applied { index: 0x1122_3344_5566, ..applied(0) };
+        let batch = Batch { records: vec![record], pairs: vec![pair], applied, ..Default::default() };
+        store.write(&batch).unwrap();
+        drop(store);
+        let good = fs::read(&path).unwrap();
+        let index = &batch.applied.index.to_le_bytes()[..];
+        let mut flipped = 0;
+        for needle in [&long[..], b"a key to be found", b"lease key", b"lease pair that says much", index] {
+            let places = places(&good, needle);
+            assert!(!places.is_empty(), "{needle:?} is in the file");
+            for at in (0..needle.len()).step_by(needle.len().div_ceil(60)) {
+                // Old pages may still hold a copy: all of them go, so that the one that is read does.
+                let mut bytes = good.clone();
+                places.iter().for_each(|place| bytes[place + at] ^= 1 << (at % 8));
+                fs::write(&path, &bytes).unwrap();
+                let opened = RedbCheckpoint::open(&path);
+                let read = opened.and_then(|store| Ok((all(&*store.tables()?)?, store.buckets()?)));
+                let failure = read.expect_err("what was flipped is read").to_string();
+                assert!(failure.contains("db.redb"), "{failure}");
+                flipped += 1;
+            }
+        }
+        assert!(flipped > 100, "{flipped}");
     }
 
     #[test]

@@ -337,8 +337,10 @@ mod tests {
         check(Change::Update(MemberId(5), urls(8)), Err(Answer::MemberNotFound));
     }
 
+    /// B47, etcd PR 21736: a new address for a learner made it a voter, without anybody asking whether it had caught
+    /// up.
     #[test]
-    fn update_keeps_the_learner_flag_and_promotion_keeps_the_addresses() {
+    fn b47_update_keeps_the_learner_flag_and_promotion_keeps_the_addresses() {
         let mut cluster = cluster();
         let urls = vec!["http://h:8".to_owned()];
         cluster.change(Change::Update(MemberId(3), urls.clone())).expect("a learner");

@@ -4,6 +4,9 @@ use serde_json::Value;
 
 use crate::common::logging::json_line;
 
+/// The disk failed, or what it holds is damaged: the member cannot go on.
+pub const EXIT_FAILURE: u8 = 74;
+
 /// What to print and the code to exit with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exit {
@@ -29,6 +32,14 @@ impl Exit {
     /// What is found while starting. etcd says so whatever it was (server.md 9.1).
     pub fn discovery_failed(error: impl Into<String>) -> Exit {
         Exit::logged("fatal", "discovery failed", &[("error", error.into())])
+    }
+
+    /// The data directory cannot be written, or holds what was never written there.
+    pub fn disk_failed(error: impl Into<String>) -> Exit {
+        Exit {
+            code: EXIT_FAILURE,
+            ..Exit::logged("fatal", "cannot use the data directory", &[("error", error.into())])
+        }
     }
 
     /// The same option by flag and by environment.

@@ -15,8 +15,8 @@ enum Stage {
 /// Name, default, stage, and whether this release can do otherwise than the default.
 const GATES: [(&str, bool, Stage, bool); 9] = [
     ("StopGRPCServiceOnDefrag", false, Stage::Alpha, true),
-    ("InitialCorruptCheck", false, Stage::Alpha, false),
-    ("CompactHashCheck", false, Stage::Alpha, false),
+    ("InitialCorruptCheck", false, Stage::Alpha, true),
+    ("CompactHashCheck", false, Stage::Alpha, true),
     // A matter of etcd's backend; here writes share nothing with readers.
     ("TxnModeWriteWithSharedBuffer", true, Stage::Beta, true),
     ("LeaseCheckpoint", false, Stage::Alpha, false),
@@ -132,8 +132,8 @@ mod tests {
 
     #[test]
     fn gates_that_are_not_served_are_found() {
-        let gates = FeatureGates::parse("InitialCorruptCheck=true,StopGRPCServiceOnDefrag=true").expect("valid");
-        assert_eq!(gates.unserved(), ["InitialCorruptCheck"]);
+        let gates = FeatureGates::parse("LeaseCheckpoint=true,InitialCorruptCheck=true").expect("valid");
+        assert_eq!(gates.unserved(), ["LeaseCheckpoint"]);
         assert!(FeatureGates::default().unserved().is_empty());
     }
 }

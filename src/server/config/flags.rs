@@ -259,7 +259,7 @@ const TRACING: [Flag; 5] = [
 ];
 
 const FEATURES: [Flag; 7] = [
-    flag("corrupt-check-time", Duration, "0s", Later, "Time between two comparisons of members; 0 for never."),
+    flag("corrupt-check-time", Duration, "0s", Served, "Time between two comparisons of members; 0 for never."),
     flag("compact-hash-check-time", Duration, "1m0s", Served, "Time between two comparisons of compaction hashes."),
     flag("compaction-batch-limit", Signed, "0", Served, "Revisions deleted in one step of a compaction; 0 is 1000."),
     flag("compaction-sleep-interval", Duration, "0s", Served, "Pause between two steps; 0 is 10ms."),

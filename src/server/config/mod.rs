@@ -96,6 +96,8 @@ pub struct Config {
     /// Revisions in one step of a compaction; never 0.
     pub compaction_batch_limit: usize,
     pub compaction_sleep_interval: Duration,
+    /// Between two comparisons of the members; zero for none.
+    pub corrupt_check_time: Duration,
     pub compact_hash_check_time: Duration,
     /// False loses acknowledged writes in a power failure.
     pub fsync: bool,

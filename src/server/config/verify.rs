@@ -87,6 +87,7 @@ pub(super) fn config(mut typed: Typed) -> Result<Config, Exit> {
         compaction_sleep_interval: Some(typed.duration("compaction-sleep-interval"))
             .filter(|pause| !pause.is_zero())
             .unwrap_or(COMPACTION_SLEEP_DEFAULT),
+        corrupt_check_time: typed.duration("corrupt-check-time"),
         compact_hash_check_time: typed.duration("compact-hash-check-time"),
         fsync: !typed.boolean("unsafe-no-fsync"),
         max_txn_ops: usize::try_from(typed.unsigned("max-txn-ops")).unwrap_or(usize::MAX),

@@ -14,6 +14,7 @@
 //! Written against the `Tables` trait of the checkpoint; knows no clock, no network, no lease beyond its number.
 
 pub mod compaction;
+mod counts;
 pub mod hash;
 pub mod index;
 pub mod pages;

@@ -27,18 +27,36 @@ const GLANCE_KEYS_MAX: i64 = 100;
 /// Answers a Range on the newest View. The header has the revision only: its sender adds the rest.
 pub fn range_now(views: &Views, request: &RangeRequest) -> Result<RangeResponse, ReadError> {
     let is_one = request.range_end.is_empty();
-    let is_cut = is_limited_early(request) && (1..=GLANCE_KEYS_MAX).contains(&request.limit);
+    let is_page = !is_one && request.limit > 0 && !request.count_only && is_limited_early(request);
     // Counting an interval may take long at an old revision.
-    if is_one || is_cut && request.revision <= 0 {
-        let (selection, records) = views.glance(|keys| select(keys, request));
-        return fetch(&records, selection?);
+    let response = if is_one || is_page && request.limit <= GLANCE_KEYS_MAX && request.revision <= 0 {
+        let (selection, records) = views.glance(|keys| select(keys, request, &|_, _| None));
+        fetch(&records, selection?)?
+    } else if is_page && request.revision > 0 {
+        let view = views.current();
+        fetch(view.as_ref(), select(view.as_ref(), request, &|range, at| views.counts().take(range, at))?)?
+    } else {
+        range(views.current().as_ref(), request)?
+    };
+    if is_page {
+        remember_rest(views, request, &response);
     }
-    range(views.current().as_ref(), request)
+    Ok(response)
+}
+
+/// The next page of a list that goes on at this one's revision need not be counted.
+fn remember_rest(views: &Views, request: &RangeRequest, page: &RangeResponse) {
+    let newest = page.header.as_ref().map_or(0, |header| header.revision);
+    let at = if request.revision > 0 { request.revision } else { newest };
+    if let (Some(last), Ok(count)) = (page.kvs.last().filter(|_| page.more), usize::try_from(page.count)) {
+        let range = KeyRange::new(request.key.clone(), request.range_end.clone());
+        views.counts().went_on(&range, at, &last.key, count, page.kvs.len());
+    }
 }
 
 /// Answers a Range. The header has the revision only: its sender adds the rest.
 pub fn range(source: &dyn Source, request: &RangeRequest) -> Result<RangeResponse, ReadError> {
-    fetch(source, select(source, request)?)
+    fetch(source, select(source, request, &|_, _| None)?)
 }
 
 /// What of the answer the index knows.
@@ -51,8 +69,11 @@ struct Selection {
     response: RangeResponse,
 }
 
+/// How many keys a range has at a main revision, where that is known without counting.
+type KnownCount<'a> = &'a dyn Fn(&KeyRange, i64) -> Option<usize>;
+
 /// Everything that needs the index: short, whatever the records are.
-fn select(keys: &dyn Keys, request: &RangeRequest) -> Result<Selection, Answer> {
+fn select(keys: &dyn Keys, request: &RangeRequest, known: KnownCount<'_>) -> Result<Selection, Answer> {
     let at = read_revision(keys, request.revision)?;
     let range = KeyRange::new(request.key.clone(), request.range_end.clone());
     let mut response = RangeResponse { header: header(keys.revision()), ..RangeResponse::default() };
@@ -69,7 +90,8 @@ fn select(keys: &dyn Keys, request: &RangeRequest) -> Result<Selection, Answer> 
         _ => usize::MAX,
     };
     let mut found = keys.find(&range, at, fetched);
-    response.count = wire_count(if found.len() < fetched { found.len() } else { keys.count(&range, at) });
+    let count = || known(&range, at).unwrap_or_else(|| keys.count(&range, at));
+    response.count = wire_count(if found.len() < fetched { found.len() } else { count() });
     found.retain(|found| passes(request, found));
     response.more = found.len() > cut;
     let sort = Sort::of(request);

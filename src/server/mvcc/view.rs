@@ -29,7 +29,9 @@ use crate::proto::mvccpb::KeyValue;
 use crate::server::checkpoint::Header;
 use crate::server::checkpoint::Record;
 use crate::server::checkpoint::Tables;
+use crate::server::mvcc::counts::Counts;
 use crate::server::mvcc::hash::HashCache;
+use crate::server::mvcc::hash::HashValue;
 use crate::server::mvcc::index::Found;
 use crate::server::mvcc::index::Index;
 use crate::server::mvcc::index::mark::Mark;
@@ -325,11 +327,17 @@ impl Keys for Live {
 pub struct Views {
     live: Arc<Mutex<Live>>,
     pub(super) hashes: Arc<Mutex<HashCache>>,
+    counts: Arc<Mutex<Counts>>,
 }
 
 impl Views {
     pub(super) fn new(live: Live) -> Views {
-        Views { live: Arc::new(Mutex::new(live)), hashes: Arc::default() }
+        Views { live: Arc::new(Mutex::new(live)), hashes: Arc::default(), counts: Arc::default() }
+    }
+
+    /// What finished compactions left, ascending by revision.
+    pub fn compaction_hashes(&self) -> Vec<HashValue> {
+        self.hashes.lock().unwrap_or_else(PoisonError::into_inner).values().to_vec()
     }
 
     /// The newest published View.
@@ -343,6 +351,11 @@ impl Views {
         let live = self.live();
         let selected = select(&*live);
         (selected, RecordsOf { ring: live.ring.ring().clone(), tables: live.tables.clone() })
+    }
+
+    // Only a cache: whatever a panic left in it is right.
+    pub(super) fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     // A panic of the writer ends the process, so what it left behind is never read for long.

@@ -252,8 +252,10 @@ async fn a_peer_with_a_dead_first_address_is_found_at_its_next() {
     two.stop().await;
 }
 
+/// B21, etcd fb769c430: a member stepped a message that was for another one, committed what it did not have, and
+/// panicked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn misdelivered_and_forged_messages_never_reach_raft() {
+async fn b21_misdelivered_and_forged_messages_never_reach_raft() {
     let (one, two) = Member::pair().await;
     let forged = vec![
         message(MSG_HEARTBEAT, M3, M2),

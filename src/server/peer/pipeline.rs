@@ -15,6 +15,7 @@ use prost::Message as _;
 use tokio::sync::Mutex;
 use tokio::sync::mpsc;
 
+use crate::proto::raft_numbers as numbers;
 use crate::proto::raftpb::Message;
 use crate::server::peer::http_client::Connection;
 use crate::server::peer::http_client::PeerUrl;
@@ -58,13 +59,27 @@ impl Pipeline {
         false
     }
 
-    /// The next message, encoded. The lock is held while waiting: the others wait for the same thing.
-    async fn next(&self) -> Option<Bytes> {
+    /// The next message. The lock is held while waiting: the others wait for the same thing.
+    async fn next(&self) -> Option<Letter> {
         let message = self.receiver.lock().await.recv().await?;
-        let encoded = Bytes::from(message.encode_to_vec());
-        self.bytes.fetch_sub(encoded.len(), Ordering::Relaxed);
-        Some(encoded)
+        let letter = Letter { bytes: Bytes::from(message.encode_to_vec()), repeatable: is_repeatable(&message) };
+        self.bytes.fetch_sub(letter.bytes.len(), Ordering::Relaxed);
+        Some(letter)
     }
+}
+
+/// A message on its way.
+struct Letter {
+    /// Encoded.
+    bytes: Bytes,
+    /// It may arrive twice.
+    repeatable: bool,
+}
+
+/// Raft takes every message twice but one: a proposal that arrives twice is two entries, and a client's write is carried
+/// out twice.
+fn is_repeatable(message: &Message) -> bool {
+    message.r#type != numbers::MSG_PROP
 }
 
 /// Why a message was not delivered.
@@ -79,13 +94,13 @@ enum PostError {
 /// One worker. Runs until its peer goes away.
 pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>) {
     let mut connection = None;
-    while let Some(message) = peer.pipeline.next().await {
-        let bytes = message.len() as u64;
+    while let Some(letter) = peer.pipeline.next().await {
+        let bytes = letter.bytes.len() as u64;
         let Some(url) = peer.urls.pick() else {
             peer.unsent(&shared);
             continue;
         };
-        match post(&shared, &url, &mut connection, message).await {
+        match post(&shared, &url, &mut connection, letter).await {
             Ok(()) => peer.metrics.sent_bytes.inc_by(bytes),
             Err(error) => {
                 connection = None;
@@ -98,24 +113,25 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>) {
 }
 
 /// Posts one message, over the kept connection if there is one to the same address. The other side closes idle
-/// connections, perhaps just now, so a kept one that fails is replaced once.
+/// connections, perhaps just now, so a kept one that fails is replaced once, unless the message may have arrived and
+/// must not do so again.
 async fn post(
     shared: &Shared,
     url: &Arc<PeerUrl>,
     kept: &mut Option<(Arc<PeerUrl>, Connection)>,
-    message: Bytes,
+    letter: Letter,
 ) -> Result<(), PostError> {
     if let Some((kept_url, connection)) = kept
         && kept_url == url
         && connection.is_open()
     {
-        match send(shared, connection, message.clone()).await {
-            Err(PostError::Request(RequestError::Broken(..))) => {}
+        match send(shared, connection, letter.bytes.clone()).await {
+            Err(PostError::Request(RequestError::Broken(..))) if letter.repeatable => {}
             done => return done,
         }
     }
     let (_, connection) = kept.insert((Arc::clone(url), Connection::open(url).await?));
-    send(shared, connection, message).await
+    send(shared, connection, letter.bytes).await
 }
 
 async fn send(shared: &Shared, connection: &mut Connection, message: Bytes) -> Result<(), PostError> {
@@ -135,6 +151,18 @@ async fn send(shared: &Shared, connection: &mut Connection, message: Bytes) -> R
 mod tests {
     use super::*;
     use crate::proto::raftpb::Entry;
+
+    /// Found by torture: a connection that broke behind a delivered proposal made two writes of one.
+    #[tokio::test]
+    async fn a_proposal_is_sent_once_and_other_messages_may_come_twice() {
+        let pipeline = Pipeline::new();
+        for (kind, repeatable) in
+            [(numbers::MSG_PROP, false), (numbers::MSG_APP, true), (numbers::MSG_READ_INDEX, true)]
+        {
+            assert!(pipeline.push(Message { r#type: kind, ..Message::default() }));
+            assert_eq!(pipeline.next().await.map(|letter| letter.repeatable), Some(repeatable));
+        }
+    }
 
     #[tokio::test]
     async fn the_queue_is_bounded_by_count_and_bytes() {

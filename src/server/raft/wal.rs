@@ -17,6 +17,7 @@
 //! Code: `record` spells and reads records, `segment` reads a file, `torn` tells a torn write from damage, `replay`
 //! makes a log of records, `scan` reads a directory, `output` and `shape` serve the writer below.
 
+mod harvest;
 mod metrics;
 mod name;
 mod output;
@@ -38,6 +39,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use crate::server::raft::wal::harvest::committed_entries;
 pub use crate::server::raft::wal::metrics::Clock;
 pub use crate::server::raft::wal::metrics::WalMetrics;
 pub use crate::server::raft::wal::replay::Position;

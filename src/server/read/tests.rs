@@ -45,6 +45,8 @@ struct Bench {
     desk: Arc<Desk>,
 }
 
+/// A test that waits longer than this has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(20);
 
@@ -77,13 +79,16 @@ impl Bench {
 
     /// Waits for the `n`th question.
     async fn asked(&self, n: usize) -> Bytes {
-        loop {
-            let context = self.raft.asked.lock().expect("no panic").get(n - 1).cloned();
-            match context {
-                Some(context) => return context,
-                None => tokio::task::yield_now().await,
+        let wait = async {
+            loop {
+                let context = self.raft.asked.lock().expect("no panic").get(n - 1).cloned();
+                match context {
+                    Some(context) => return context,
+                    None => tokio::task::yield_now().await,
+                }
             }
-        }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("question {n} is never asked"))
     }
 }
 
@@ -91,8 +96,10 @@ fn leader(id: u64) -> RaftStatus {
     RaftStatus { leader: Some(MemberId(id)), ..RaftStatus::default() }
 }
 
+/// B24, TiKV 9208 and 9351: a read that came while an index was being asked for was served with it, though a write that
+/// it had to see was acknowledged after the index was taken.
 #[tokio::test]
-async fn one_question_serves_all_who_wait_and_none_who_come_later() {
+async fn b24_one_question_serves_all_who_wait_and_none_who_come_later() {
     let bench = bench(LONG, LONG, false);
     let first = bench.start().await;
     let one = bench.asked(1).await;
@@ -123,8 +130,10 @@ async fn a_read_waits_until_its_index_is_applied() {
     read.await.expect("no panic").expect("applied");
 }
 
+/// B22, etcd 20418: the question was repeated under its old context, and late answers to the first one confirmed the
+/// second.
 #[tokio::test]
-async fn a_retry_uses_a_new_context_and_answers_to_either_count() {
+async fn b22_a_retry_uses_a_new_context_and_answers_to_either_count() {
     let bench = bench(LONG, SHORT, false);
     let read = bench.start().await;
     let (one, two) = (bench.asked(1).await, bench.asked(2).await);
@@ -144,8 +153,10 @@ async fn a_started_term_asks_again_at_once() {
     read.await.expect("no panic").expect("confirmed");
 }
 
+/// B23, etcd PR 21375: the leader had changed and an index was there, and chance decided which of the two was looked
+/// at.
 #[tokio::test]
-async fn a_change_of_leader_wins_over_an_index_that_came_with_it() {
+async fn b23_a_change_of_leader_wins_over_an_index_that_came_with_it() {
     let bench = bench(LONG, LONG, false);
     bench.desk.status_changed(leader(1));
     let read = bench.start().await;
@@ -160,7 +171,6 @@ async fn a_change_of_leader_wins_over_an_index_that_came_with_it() {
 async fn an_unanswered_read_times_out() {
     let bench = bench(SHORT, LONG, false);
     assert_eq!(bench.reader.barrier().await, Err(Answer::Timeout));
-    assert_eq!(bench.reader.wait_applied(6).await, Err(Answer::Timeout));
     assert_eq!(bench.reader.inner.metrics.slow.get(), 1);
 }
 

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::common::failure::Failure;
+pub use crate::server::config::exit::EXIT_FAILURE;
 use crate::server::raft::driver::EndProcess;
 
-/// The disk failed, or what it holds is damaged: the member cannot go on.
-pub const EXIT_FAILURE: u8 = 74;
 /// A thread panicked: a mistake in the program.
 pub const EXIT_PANIC: u8 = 70;
 

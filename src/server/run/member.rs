@@ -50,6 +50,8 @@ use crate::server::checkpoint::store::RedbCheckpoint;
 use crate::server::cluster::handle::ClusterHandle;
 use crate::server::config::Config;
 use crate::server::duties::compactor;
+use crate::server::duties::integrity::Integrity;
+use crate::server::duties::integrity::IntegrityMetrics;
 use crate::server::duties::nospace;
 use crate::server::duties::publish::PublishGate;
 use crate::server::duties::publish::Publisher;
@@ -81,6 +83,8 @@ use crate::server::run::backend::MemberBackend;
 use crate::server::run::ends::End;
 use crate::server::run::ends::Ends;
 use crate::server::run::facts::Facts;
+use crate::server::run::hashes::MemberHashes;
+use crate::server::run::hashes::PeerHashes;
 use crate::server::run::ports::Links;
 use crate::server::run::ports::PeerList;
 use crate::server::run::ports::Raft;
@@ -125,6 +129,7 @@ pub struct Surroundings<'a> {
     pub config: &'a Config,
     pub registry: &'a Registry,
     pub ends: &'a Ends,
+    pub integrity: IntegrityMetrics,
 }
 
 /// The part of the state that does not come from the log.
@@ -143,6 +148,7 @@ struct Assembly<'a> {
     config: &'a Config,
     registry: &'a Registry,
     ends: &'a Ends,
+    integrity: IntegrityMetrics,
     local: MemberId,
     cluster: ClusterId,
     /// Durations are measured from here.
@@ -167,7 +173,7 @@ impl<'a> Assembly<'a> {
         machine: &Machine,
         checkpoint: RedbCheckpoint,
     ) -> Result<Assembly<'a>, Failure> {
-        let Surroundings { config, registry, ends } = surroundings;
+        let Surroundings { config, registry, ends, integrity } = surroundings;
         let applied = machine.applied().index;
         let desk = Arc::new(Desk::new(applied, DeskMetrics::register(registry)));
         let queue = ApplyHandle::new(desk.clone(), ends.on_failure());
@@ -181,6 +187,7 @@ impl<'a> Assembly<'a> {
             config,
             registry,
             ends,
+            integrity: integrity.clone(),
             local,
             cluster,
             epoch: Instant::now(),
@@ -354,6 +361,31 @@ impl<'a> Assembly<'a> {
         (tasks, gate)
     }
 
+    /// Comparisons of this member with the others, as far as the operator wants them (server.md 6.9).
+    fn integrity_checks(
+        &self,
+        tasks: &mut JoinSet<()>,
+        proposer: &Proposer,
+        reader: &Reader,
+        backend: &Arc<MemberBackend>,
+    ) {
+        let peers = PeerHashes { cluster: self.cluster, timeout: self.config.request_timeout() };
+        let integrity = Integrity {
+            proposer: proposer.clone(),
+            reader: reader.clone(),
+            desk: self.desk.clone(),
+            published: self.published.clone(),
+            source: Arc::new(MemberHashes { backend: backend.clone(), peers }),
+            metrics: self.integrity.clone(),
+        };
+        if !self.config.corrupt_check_time.is_zero() {
+            tasks.spawn(integrity.clone().run_periodic(self.config.corrupt_check_time));
+        }
+        if self.config.features.is_on("CompactHashCheck") {
+            tasks.spawn(integrity.run_compactions(self.config.compact_hash_check_time));
+        }
+    }
+
     /// The client and metrics ports. Clients are answered once the gate opens, scrapes at once.
     fn api(
         &self,
@@ -394,7 +426,8 @@ impl Member {
         let facts = Facts { backend: backend.clone(), published: assembly.published.clone(), reader: reader.clone() };
         let peer_listener = PeerListener::start(&peers, Arc::new(facts), sockets.peer)
             .map_err(|error| Failure::Refused(format!("cannot serve peers: {error}")))?;
-        let (tasks, gate) = assembly.duties(&proposer, &reader);
+        let (mut tasks, gate) = assembly.duties(&proposer, &reader);
+        assembly.integrity_checks(&mut tasks, &proposer, &reader, &backend);
         let api = assembly.api(backend, sockets.client, sockets.metrics, &gate)?;
         let Assembly { desk, published, queue, flusher, .. } = assembly;
         Ok(Member {

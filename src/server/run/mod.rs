@@ -3,6 +3,9 @@
 pub mod backend;
 pub mod ends;
 pub mod facts;
+pub mod hashes;
+#[cfg(test)]
+mod historic_tests;
 pub mod identity;
 pub mod member;
 pub mod ports;
@@ -13,6 +16,9 @@ pub mod storage;
 pub mod versions;
 
 use std::ffi::OsString;
+use std::io::ErrorKind::NotADirectory;
+use std::io::ErrorKind::NotFound;
+use std::io::ErrorKind::PermissionDenied;
 use std::io::Write;
 use std::num::NonZero;
 use std::process::ExitCode;
@@ -30,9 +36,11 @@ use crate::program::Manner;
 use crate::server::config::Config;
 use crate::server::config::Personality;
 use crate::server::config::exit::Exit;
+use crate::server::duties::integrity::IntegrityMetrics;
 use crate::server::metrics::new_registry;
 use crate::server::raft::wal::WalOptions;
 use crate::server::run::ends::Ends;
+use crate::server::run::hashes::check_before_serving;
 use crate::server::run::member::Member;
 use crate::server::run::member::Surroundings;
 use crate::server::run::member::machine_config;
@@ -78,6 +86,7 @@ pub fn main(words: Vec<OsString>, manner: Manner) -> ExitCode {
         Ok(Stop::Signal(signal)) => end_by(signal),
         Ok(Stop::End(end)) => end.exit_code(),
         Err(StartError::Refused(text)) => leave(&Exit::discovery_failed(text)),
+        Err(StartError::Disk(text)) => leave(&Exit::disk_failed(text)),
     }
 }
 
@@ -109,11 +118,20 @@ fn variables() -> Result<Vec<(String, String)>, Exit> {
 /// Why a member did not start.
 enum StartError {
     Refused(String),
+    /// The disk failed, or what it holds is damaged. The text names the file.
+    Disk(String),
 }
 
 impl From<Failure> for StartError {
     fn from(failure: Failure) -> StartError {
-        StartError::Refused(failure.to_string())
+        match &failure {
+            // A directory that is none, or not ours: the operator's mistake, not the disk's.
+            Failure::Io { source, .. } if matches!(source.kind(), NotADirectory | PermissionDenied | NotFound) => {
+                StartError::Refused(failure.to_string())
+            }
+            Failure::Io { .. } | Failure::Damaged { .. } => StartError::Disk(failure.to_string()),
+            Failure::Refused(_) => StartError::Refused(failure.to_string()),
+        }
     }
 }
 
@@ -174,6 +192,7 @@ async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
         true => None,
         false => Some(identity::decide(config).await.map_err(StartError::Refused)?),
     };
+    let is_restart = identity.is_none();
     let founders = identity.as_ref().map(|(identity, _)| identity.members.clone()).unwrap_or_default();
     let options = WalOptions { fsync: config.fsync, ..WalOptions::default() };
     let machine_config = machine_config(config);
@@ -198,7 +217,11 @@ async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
         "restored"
     );
     let registry = new_registry();
-    let surroundings = Surroundings { config, registry: &registry, ends };
+    let integrity = IntegrityMetrics::register(&registry);
+    if is_restart && config.features.is_on("InitialCorruptCheck") {
+        check_before_serving(&restored, config.request_timeout(), &integrity).await?;
+    }
+    let surroundings = Surroundings { config, registry: &registry, ends, integrity };
     Ok(Member::start(&surroundings, storage, restored, &founders, sockets)?)
 }
 

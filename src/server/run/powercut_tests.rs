@@ -466,3 +466,21 @@ fn a_member_that_loses_its_power_equals_one_that_did_not() {
         Story::new(seed).live(6);
     }
 }
+
+/// B29, Xline 402: after many crashes one after the other nothing moved any more. Two hundred here, by power and by
+/// kill, during starts too; then it writes as ever.
+#[test]
+fn b29_a_member_that_crashed_two_hundred_times_still_writes() {
+    let mut story = Story::new(29);
+    story.live(200);
+    let mut life = story.start(None);
+    let before = story.acknowledged.len();
+    assert!(before > 200, "{before} requests were answered in all those lives");
+    let data = story.request();
+    story.next_id += 1;
+    let request_id = story.next_id - 1;
+    life.driver.step(Input::Propose(vec![Proposal { request_id, data }])).unwrap();
+    life.driver.rounds().unwrap();
+    while story.apply(&mut life).unwrap() {}
+    assert_eq!(story.acknowledged.len(), before + 1, "{}", story.trace.join("\n"));
+}

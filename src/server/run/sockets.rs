@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::net::ToSocketAddrs;
 
+use crate::common::os_reason::os_reason;
 use crate::common::urls::Address;
 use crate::common::urls::Url;
 use crate::server::api::listener::Listener;
@@ -39,18 +40,29 @@ async fn bind(urls: &[Url], role: Role, reuse: Reuse) -> Result<Vec<(Listener, R
 }
 
 fn bind_peer(url: &Url) -> Result<TcpListener, String> {
-    let named = |error: std::io::Error| {
-        let text = error.to_string();
-        let text = text.split(" (os error").next().unwrap_or_default().to_lowercase();
-        format!("listen tcp {}: bind: {text}", url.authority())
-    };
+    let named = |error: std::io::Error| format!("listen tcp {}: bind: {}", url.authority(), os_reason(&error));
     match url.address() {
         Address::Tcp { host, port } => {
-            let host = if host.is_empty() { "0.0.0.0".to_owned() } else { host };
-            let text = format!("{host}:{port}");
-            let addresses: Vec<_> = text.to_socket_addrs().map_err(named)?.collect();
+            let number: u16 = port.parse().map_err(|_| format!("listen tcp {}: invalid port", url.authority()))?;
+            let addresses: Vec<_> = (host.as_str(), number).to_socket_addrs().map_err(named)?.collect();
             TcpListener::bind(addresses.as_slice()).map_err(named)
         }
         Address::Unix(_) => Err(format!("peers are served over TCP only, not on {url}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_listen_on_either_family() {
+        // A machine may have been set up without IPv6.
+        let ipv6 = TcpListener::bind("[::1]:0").is_ok().then_some("[::1]");
+        for host in ["127.0.0.1", "localhost"].into_iter().chain(ipv6) {
+            let url = Url::parse(&format!("http://{host}:0")).expect("valid");
+            let listener = bind_peer(&url).unwrap_or_else(|error| panic!("{error}"));
+            assert!(listener.local_addr().expect("bound").ip().is_loopback());
+        }
     }
 }

@@ -38,4 +38,4 @@ pub trait ImageSink: Send + Sync {
 }
 
 #[cfg(test)]
-mod testing;
+pub mod testing;

@@ -22,7 +22,7 @@ use crate::server::snapshot::contents::Import;
 pub struct Seed(pub u64);
 
 impl Seed {
-    pub fn next(&mut self) -> u64 {
+    pub fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -30,11 +30,11 @@ impl Seed {
     }
 
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
+        self.roll() % limit
     }
 
     fn bytes(&mut self, length: u64) -> Bytes {
-        (0..length.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).take(length as usize).collect()
+        (0..length.div_ceil(8)).flat_map(|_| self.roll().to_le_bytes()).take(length as usize).collect()
     }
 }
 
@@ -56,7 +56,7 @@ pub fn records(seed: &mut Seed, count: usize, value_bytes_max: u64) -> Vec<Recor
                 mod_revision: revision.main,
                 version: 1 + seed.below(300) as i64,
                 value: seed.bytes(value_bytes),
-                lease: if seed.below(2) == 0 { 0 } else { seed.next() as i64 },
+                lease: if seed.below(2) == 0 { 0 } else { seed.roll() as i64 },
             }
         };
         records.push(Record { revision, tombstone, kv });

@@ -6,9 +6,9 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::net::ToSocketAddrs;
 
+use crate::common::os_reason::os_reason;
 use crate::supervisor::control::Verb;
 use crate::supervisor::control::gob;
-use crate::supervisor::procfile::os_reason;
 
 /// Calls a running supervisor: its text, or an error's text. `verb` is judged only after a connection, as goreman does.
 pub fn call(address: &str, verb: Option<Verb>, names: &[String]) -> Result<String, String> {

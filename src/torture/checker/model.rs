@@ -1,12 +1,15 @@
 //! The store as one reads it in etcd's API pages: a list of versions for each key, nothing else.
 //!
 //! Written apart from the server on purpose: it shares no code with what it judges. It knows the requests that the
-//! generators of simulator and torture make (no leases, no sorting, no filters, no nested transactions).
+//! generators of simulator and torture make: leases end by a revoke only and stay out of transactions; no sorting, no
+//! filters, no nested transactions.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use prost::Message;
 
 use crate::common::answer::Answer;
 use crate::proto::etcdserverpb::CompactionRequest;
@@ -14,6 +17,10 @@ use crate::proto::etcdserverpb::CompactionResponse;
 use crate::proto::etcdserverpb::Compare;
 use crate::proto::etcdserverpb::DeleteRangeRequest;
 use crate::proto::etcdserverpb::DeleteRangeResponse;
+use crate::proto::etcdserverpb::LeaseGrantRequest;
+use crate::proto::etcdserverpb::LeaseGrantResponse;
+use crate::proto::etcdserverpb::LeaseRevokeRequest;
+use crate::proto::etcdserverpb::LeaseRevokeResponse;
 use crate::proto::etcdserverpb::PutRequest;
 use crate::proto::etcdserverpb::PutResponse;
 use crate::proto::etcdserverpb::RangeRequest;
@@ -36,6 +43,8 @@ pub enum Request {
     DeleteRange(DeleteRangeRequest),
     Txn(TxnRequest),
     Compact(CompactionRequest),
+    LeaseGrant(LeaseGrantRequest),
+    LeaseRevoke(LeaseRevokeRequest),
     Range(RangeRequest),
 }
 
@@ -46,10 +55,76 @@ pub enum Response {
     DeleteRange(DeleteRangeResponse),
     Txn(TxnResponse),
     Compact(CompactionResponse),
+    LeaseGrant(LeaseGrantResponse),
+    LeaseRevoke(LeaseRevokeResponse),
     Range(RangeResponse),
 }
 
+impl Request {
+    /// Its bytes, the kind in front: equal for equal requests.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Request::Put(put) => tagged(b'p', put),
+            Request::DeleteRange(delete) => tagged(b'd', delete),
+            Request::Txn(txn) => tagged(b't', txn),
+            Request::Compact(compaction) => tagged(b'c', compaction),
+            Request::LeaseGrant(grant) => tagged(b'g', grant),
+            Request::LeaseRevoke(revoke) => tagged(b'v', revoke),
+            Request::Range(range) => tagged(b'r', range),
+        }
+    }
+
+    /// `None` for what `to_bytes` did not make.
+    pub fn from_bytes(bytes: Bytes) -> Option<Request> {
+        let (kind, message) = (*bytes.first()?, bytes.slice(1..));
+        match kind {
+            b'p' => PutRequest::decode(message).ok().map(Request::Put),
+            b'd' => DeleteRangeRequest::decode(message).ok().map(Request::DeleteRange),
+            b't' => TxnRequest::decode(message).ok().map(Request::Txn),
+            b'c' => CompactionRequest::decode(message).ok().map(Request::Compact),
+            b'g' => LeaseGrantRequest::decode(message).ok().map(Request::LeaseGrant),
+            b'v' => LeaseRevokeRequest::decode(message).ok().map(Request::LeaseRevoke),
+            b'r' => RangeRequest::decode(message).ok().map(Request::Range),
+            _ => None,
+        }
+    }
+}
+
+fn tagged(kind: u8, message: &impl Message) -> Vec<u8> {
+    let mut bytes = vec![kind];
+    bytes.extend(message.encode_to_vec());
+    bytes
+}
+
 impl Response {
+    /// Its bytes, the kind in front.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Response::Put(put) => tagged(b'p', put),
+            Response::DeleteRange(delete) => tagged(b'd', delete),
+            Response::Txn(txn) => tagged(b't', txn),
+            Response::Compact(compaction) => tagged(b'c', compaction),
+            Response::LeaseGrant(grant) => tagged(b'g', grant),
+            Response::LeaseRevoke(revoke) => tagged(b'v', revoke),
+            Response::Range(range) => tagged(b'r', range),
+        }
+    }
+
+    /// `None` for what `to_bytes` did not make.
+    pub fn from_bytes(bytes: Bytes) -> Option<Response> {
+        let (kind, message) = (*bytes.first()?, bytes.slice(1..));
+        match kind {
+            b'p' => PutResponse::decode(message).ok().map(Response::Put),
+            b'd' => DeleteRangeResponse::decode(message).ok().map(Response::DeleteRange),
+            b't' => TxnResponse::decode(message).ok().map(Response::Txn),
+            b'c' => CompactionResponse::decode(message).ok().map(Response::Compact),
+            b'g' => LeaseGrantResponse::decode(message).ok().map(Response::LeaseGrant),
+            b'v' => LeaseRevokeResponse::decode(message).ok().map(Response::LeaseRevoke),
+            b'r' => RangeResponse::decode(message).ok().map(Response::Range),
+            _ => None,
+        }
+    }
+
     /// The store's revision when it was answered.
     pub fn revision(&self) -> i64 {
         let header = match self {
@@ -57,6 +132,8 @@ impl Response {
             Response::DeleteRange(response) => &response.header,
             Response::Txn(response) => &response.header,
             Response::Compact(response) => &response.header,
+            Response::LeaseGrant(response) => &response.header,
+            Response::LeaseRevoke(response) => &response.header,
             Response::Range(response) => &response.header,
         };
         header.as_ref().map_or(0, |header| header.revision)
@@ -79,6 +156,8 @@ impl Response {
             Response::DeleteRange(response) => &mut response.header,
             Response::Txn(response) => &mut response.header,
             Response::Compact(response) => &mut response.header,
+            Response::LeaseGrant(response) => &mut response.header,
+            Response::LeaseRevoke(response) => &mut response.header,
             Response::Range(response) => &mut response.header,
         }
     }
@@ -110,11 +189,12 @@ pub struct Model {
     revision: i64,
     compact_revision: i64,
     keys: BTreeMap<Bytes, Vec<Version>>,
+    leases: BTreeSet<i64>,
 }
 
 impl Default for Model {
     fn default() -> Model {
-        Model { revision: 1, compact_revision: -1, keys: BTreeMap::new() }
+        Model { revision: 1, compact_revision: -1, keys: BTreeMap::new(), leases: BTreeSet::new() }
     }
 }
 
@@ -127,6 +207,7 @@ impl Model {
     pub fn apply(&mut self, request: &Request) -> Result<Response, Answer> {
         let main = self.revision + 1;
         match request {
+            Request::Put(put) if put.lease != 0 && !self.leases.contains(&put.lease) => Err(Answer::LeaseNotFound),
             Request::Put(put) => {
                 let mut response = self.put(put, main);
                 self.revision = main;
@@ -150,6 +231,14 @@ impl Model {
                 self.compact_revision = compaction.revision;
                 Ok(Response::Compact(CompactionResponse { header: header(self.revision) }))
             }
+            Request::LeaseGrant(grant) => match self.leases.insert(grant.id) {
+                true => {
+                    let (header, id, ttl) = (header(self.revision), grant.id, grant.ttl);
+                    Ok(Response::LeaseGrant(LeaseGrantResponse { header, id, ttl, ..LeaseGrantResponse::default() }))
+                }
+                false => Err(Answer::LeaseExists),
+            },
+            Request::LeaseRevoke(revoke) => self.revoke(revoke.id).map(Response::LeaseRevoke),
             Request::Range(range) => {
                 self.check_revision(range.revision)?;
                 Ok(self.read(range, self.revision))
@@ -182,7 +271,8 @@ impl Model {
         let more = kvs.len() > limit;
         kvs.truncate(limit);
         if range.keys_only {
-            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+            // From the index, which knows no lease (3.7 and Quorate; 3.5 tells it).
+            kvs.iter_mut().for_each(|kv| (kv.value, kv.lease) = (Bytes::new(), 0));
         }
         RangeResponse { header: None, kvs, more, count }
     }
@@ -224,6 +314,19 @@ impl Model {
         }
         let deleted = i64::try_from(old.len()).unwrap_or(i64::MAX);
         DeleteRangeResponse { header: None, deleted, prev_kvs: if delete.prev_kv { old } else { Vec::new() } }
+    }
+
+    /// Ends a lease: its keys go with it, in one revision.
+    fn revoke(&mut self, id: i64) -> Result<LeaseRevokeResponse, Answer> {
+        if !self.leases.remove(&id) {
+            return Err(Answer::LeaseNotFound);
+        }
+        let main = self.revision + 1;
+        let all = self.alive(&Bytes::from_static(b"\0"), &Bytes::from_static(b"\0"), self.revision);
+        let held: Vec<KeyValue> = all.into_iter().filter(|pair| pair.lease == id).collect();
+        held.iter().for_each(|pair| self.set(&pair.key, main, None));
+        self.revision += i64::from(!held.is_empty());
+        Ok(LeaseRevokeResponse { header: header(self.revision) })
     }
 
     fn set(&mut self, key: &Bytes, main: i64, pair: Option<KeyValue>) {

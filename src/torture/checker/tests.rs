@@ -182,6 +182,46 @@ fn two_writes_with_one_revision_are_found() {
 }
 
 #[test]
+fn a_compaction_may_be_answered_with_a_later_revision_and_not_with_an_earlier_one() {
+    for (further, expected) in [(1, 0), (0, 0), (-1, 1)] {
+        let mut recorder = some();
+        let operation = recorder.call(compact(3));
+        recorder.call(put("a", "later"));
+        recorder.at(operation).end = 100;
+        let Outcome::Replied(Response::Compact(compacted)) = &mut recorder.at(operation).outcome else {
+            panic!("a compaction")
+        };
+        compacted.header.as_mut().unwrap().revision += further;
+        let wrong = check(&recorder.history);
+        let wrong = wrong.iter().filter(|found| matches!(found, Violation::WrongReply { .. })).count();
+        assert_eq!(wrong, expected, "{further}");
+    }
+}
+
+#[test]
+fn what_is_behind_the_known_end_of_the_log_is_not_blamed() {
+    let mut recorder = some();
+    recorder.call(put("c", "acknowledged last"));
+    recorder.call(read());
+    recorder.history.log.pop();
+    assert!(check(&recorder.history).len() >= 2);
+    recorder.history.tail_unknown = true;
+    assert_eq!(check(&recorder.history), []);
+    // What is before it is.
+    recorder.history.log.pop();
+    recorder.history.log.push(put("x", "never sent"));
+    assert!(!check(&recorder.history).is_empty());
+}
+
+#[test]
+fn members_that_end_elsewhere_than_the_log_are_adrift() {
+    let mut recorder = some();
+    let member = Fingerprint { member: 1, revision: 5, compact_revision: -1, hash: 7 };
+    recorder.history.fingerprints = vec![member, Fingerprint { member: 2, ..member }];
+    assert_eq!(recorder.only(), Violation::Adrift { revision: 6, member });
+}
+
+#[test]
 fn an_error_that_the_order_does_not_give_is_wrong() {
     let mut recorder = some();
     let operation = recorder.call(compact(3));

@@ -5,6 +5,7 @@ use super::*;
 use std::sync::Mutex;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 
@@ -167,7 +168,22 @@ struct Bench {
     failures: mpsc::Receiver<String>,
 }
 
+/// Everything but the thread.
+struct Unstarted {
+    world: Arc<World>,
+    queue: ApplyHandle,
+    machine: Machine,
+    parts: ThreadParts,
+    failures: mpsc::Receiver<String>,
+}
+
 fn start_from(written: &Written, image: Option<Written>, panic_on_flush: bool) -> Bench {
+    let Unstarted { world, queue, machine, parts, failures } = unstarted(written, image, panic_on_flush);
+    let thread = start(machine, queue.clone(), parts).expect("a thread");
+    Bench { world, queue, thread, failures }
+}
+
+fn unstarted(written: &Written, image: Option<Written>, panic_on_flush: bool) -> Unstarted {
     let cluster = ClusterHandle::new(ClusterId(1), MemberId(1));
     let machine = written.machine(-1);
     let published = Published::new(cluster, AlarmsHandle::default(), Space::new(-1), empty_views());
@@ -198,8 +214,7 @@ fn start_from(written: &Written, image: Option<Written>, panic_on_flush: bool) -
         slow_after: Duration::ZERO,
         compaction: CompactionPace { batch: 1, pause: Duration::from_millis(1) },
     };
-    let thread = start(machine, queue.clone(), parts).expect("a thread");
-    Bench { world, queue, thread, failures }
+    Unstarted { world, queue, machine, parts, failures }
 }
 
 impl Bench {
@@ -277,6 +292,27 @@ fn a_compaction_is_told_when_ordered_and_when_deleted() {
     let written = world.written.lock().expect("no panic");
     let stored = |main| written.tables.record(Revision::new(main, 0)).expect("memory").is_some();
     assert_eq!((stored(2), stored(3)), (false, true), "the first put is gone");
+}
+
+#[test]
+fn waiting_batches_do_not_each_wait_for_a_slice_of_a_compaction() {
+    let Unstarted { world, queue, machine, mut parts, .. } = unstarted(&Written::default(), None, false);
+    let now = Arc::new(AtomicU64::new(1000));
+    let clock = now.clone();
+    parts.stopwatch = Box::new(move || Duration::from_millis(clock.load(Ordering::Relaxed)));
+    let mut thread = Thread::new(machine, queue.clone(), parts);
+    queue.commit((1..=9).map(|index| entry(index, &put("a", "1", 0))).chain([entry(10, &compaction(9))]).collect());
+    assert!(thread.turn().expect("applied"), "the compaction begins with a slice");
+    let slices = || world.told.lock().expect("no panic").iter().filter(|text| *text == "compaction 9 -1").count();
+    let begun = slices();
+    (11..=20).for_each(|index| queue.commit(vec![entry(index, &put("b", "1", 0))]));
+    (0..9).for_each(|_| assert!(thread.turn().expect("applied")));
+    assert_eq!(slices(), begun, "the pause between slices has not passed");
+    now.fetch_add(1, Ordering::Relaxed);
+    assert!(thread.turn().expect("applied"));
+    assert_eq!(slices(), begun + 1, "a loaded member compacts too");
+    assert!(!thread.turn().expect("idle"));
+    assert_eq!(slices(), begun + 2, "an idle one without waiting");
 }
 
 #[test]

@@ -123,3 +123,50 @@ fn nothing_that_a_view_names_is_ever_missing() {
         }
     });
 }
+
+/// Pages of a list at a pinned revision say how many keys are left of it, whatever is written, deleted and read beside
+/// it; that they do so without counting shows in what is remembered of them.
+#[test]
+fn pages_of_a_list_have_the_count_of_its_revision_while_the_keys_change() {
+    let mut harness = Harness::default();
+    let put = |harness: &mut Harness, key: String| {
+        let mut txn = harness.store.begin();
+        txn.put(&Bytes::from(key), Bytes::from_static(b"v"), 0);
+        txn.commit();
+        harness.store.publish();
+    };
+    (0..200).for_each(|key| put(&mut harness, format!("k{key:03}")));
+    let views = harness.store.views();
+    for (limit, end) in [(7, "\0"), (7, "k150"), (99, "l"), (150, "\0"), (1000, "\0")] {
+        let at = views.current().revision();
+        let whole = |views: &Views, start: Bytes| {
+            let request = RangeRequest { key: start, range_end: end.into(), revision: at, ..RangeRequest::default() };
+            range(views.current().as_ref(), &request).unwrap()
+        };
+        let expected = whole(&views, "k".into());
+        let mut request = RangeRequest { key: "k".into(), range_end: end.into(), limit, ..RangeRequest::default() };
+        let mut kvs = Vec::new();
+        loop {
+            let page = range_now(&views, &request).unwrap();
+            assert_eq!(page.count, whole(&views, request.key.clone()).count, "{limit} {end} from {:?}", request.key);
+            kvs.extend(page.kvs);
+            if !page.more {
+                break;
+            }
+            request.key = [&kvs[kvs.len() - 1].key, &b"\0"[..]].concat().into();
+            request.revision = at;
+            // What a client that leaves its list behind costs: the next page is counted.
+            if kvs.len() % 3 == 0 {
+                let rest = KeyRange::new(request.key.clone(), request.range_end.clone());
+                assert_eq!(views.counts().take(&rest, at), Some(expected.kvs.len() - kvs.len()), "the rest is known");
+            }
+            put(&mut harness, format!("k{:03}x{limit}", kvs.len()));
+            put(&mut harness, "k199".to_owned());
+            let mut txn = harness.store.begin();
+            txn.delete(&Bytes::from(format!("k{:03}", 190 - kvs.len() % 50)));
+            txn.commit();
+            harness.store.publish();
+        }
+        assert_eq!(kvs, expected.kvs, "{limit} {end}");
+    }
+}

@@ -51,9 +51,10 @@ fn a_compaction_to_0_is_remembered_as_revision_0() {
     assert_eq!((hash.hash, hash.compact_revision, hash.hash_revision, hash.revision), (1_084_519_789, -1, 0, 2));
 }
 
-/// etcd 17780: the newest records are tombstones, compacted away, and the finished mark is or is not written.
+/// B4, etcd 17780: the newest records were tombstones, compacted away, and the power went before the mark that says so:
+/// the member started at a lower revision and gave the same numbers out again. The mark is or is not written here.
 #[test]
-fn the_revision_never_goes_back() {
+fn b04_the_revision_never_goes_back() {
     for steps_before_crash in 0..20 {
         let mut harness = Harness::default();
         (0..10).for_each(|i| put(&mut harness.store, &format!("k{i}"), 0));
@@ -82,8 +83,9 @@ fn the_revision_never_goes_back() {
     }
 }
 
+/// B4, etcd 17780, where no record is left to tell: whichever mark of the compaction is there counts as a revision.
 #[test]
-fn marks_of_compactions_count_as_revisions() {
+fn b04_marks_of_compactions_count_as_revisions() {
     for (name, scheduled_only) in [(SCHEDULED, true), (FINISHED, false)] {
         let key = (Bucket::Meta, Bytes::from_static(name.as_bytes()));
         let mark = Bytes::copy_from_slice(&Revision::new(10, 0).storage_key());
@@ -93,9 +95,10 @@ fn marks_of_compactions_count_as_revisions() {
     }
 }
 
-/// kine 61: everything but the newest live revision of a key may go.
+/// B40, kine 61 and 311 (k3s 2523): a compaction deleted rows that were still the newest of their key, and a store
+/// whose newest revision was compacted did not start.
 #[test]
-fn compacting_everything_keeps_live_keys() {
+fn b40_compacting_everything_keeps_live_keys() {
     let mut harness = Harness::default();
     (0..300).for_each(|i| put(&mut harness.store, &format!("k{}", i % 7), 0));
     harness.store.compact(harness.store.revision()).unwrap();
@@ -177,9 +180,10 @@ fn contradicting_headers_are_damage() {
     assert!(matches!(Store::restore(Arc::new(MemoryTables::default()), &buckets), Err(Failure::Damaged { .. })));
 }
 
-/// etcd 14211: an index that names what the tables lack is damage, not an empty answer.
+/// B18, etcd 14211: the index named a revision that the store lacked, and the member panicked at every start. It is
+/// damage, told once and by name: never an empty answer, never a panic.
 #[test]
-fn a_missing_record_is_damage() {
+fn b18_a_missing_record_is_damage() {
     let mut harness = Harness::default();
     put(&mut harness.store, "k", 0);
     harness.flush();

@@ -117,8 +117,10 @@ fn an_apply_that_passes_a_change_without_reporting_it_stops_the_member() {
     assert!(failed.contains("not the configuration change"), "{failed}");
 }
 
+/// B48, raft-rs PR 584, qdrant 10684 and 10691: a leader that removed itself went on with its heartbeats, or went away
+/// before the others knew that its removal is committed: nobody led any more.
 #[test]
-fn a_removed_leader_tells_its_peers_and_a_new_one_takes_over() {
+fn b48_a_removed_leader_tells_its_peers_and_a_new_one_takes_over() {
     for (seed, voters) in [(6, 2), (7, 3), (8, 5)] {
         let mut cluster = Cluster::new(seed, voters);
         let old = cluster.until_leader();
@@ -135,6 +137,29 @@ fn a_removed_leader_tells_its_peers_and_a_new_one_takes_over() {
         cluster.until_applied(after);
         cluster.until_converged();
     }
+}
+
+/// B46, etcd PR 21667: with one of three members down nobody could be added, though the others are a majority before
+/// and after, and the one to be added was to replace it.
+#[test]
+fn b46_a_member_is_added_while_another_is_down() {
+    let mut cluster = Cluster::new(12, 3);
+    let leader = cluster.until_leader();
+    let down = 1 + leader % 3;
+    cluster.crash(down);
+    // Long enough for the leader to know that it is gone.
+    for _ in 0..30 {
+        cluster.calm_tick();
+    }
+    let leader = cluster.until_leader();
+    cluster.join(4);
+    change(&mut cluster, leader, numbers::CONF_ADD_LEARNER, 4);
+    change(&mut cluster, leader, numbers::CONF_ADD_NODE, 4);
+    let request = cluster.propose(leader);
+    cluster.until_applied(request);
+    change(&mut cluster, leader, numbers::CONF_REMOVE_NODE, down);
+    cluster.until_converged();
+    assert!(cluster.running().iter().all(|id| cluster.node(*id).status().leader.is_some()));
 }
 
 #[test]

@@ -125,7 +125,7 @@ fn damaged_files_never_panic() {
                 0 => seed.below(bytes.len() as u64) as usize,
                 _ => (seed.below((bytes.len() / PAGE_BYTES) as u64) as usize) * PAGE_BYTES + seed.below(120) as usize,
             };
-            bytes[at] = [0, 1, 0xff, seed.next() as u8][seed.below(4) as usize];
+            bytes[at] = [0, 1, 0xff, seed.roll() as u8][seed.below(4) as usize];
         }
         if seed.below(10) == 0 {
             bytes.truncate(seed.below(bytes.len() as u64) as usize);

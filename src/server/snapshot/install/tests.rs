@@ -107,8 +107,10 @@ fn tables_of_the_old_database_stay_readable_after_an_install() {
     assert_eq!(new.applied().unwrap().index, 25);
 }
 
+/// B9, etcd 10219 and 11888: the snapshot file was durable and the log said nothing of it, or the other way round, and
+/// the member could not start any more: it was to commit entries that it had nowhere.
 #[test]
-fn a_crash_between_any_two_steps_leaves_the_old_state_or_the_new_one() {
+fn b09_a_crash_between_any_two_steps_of_an_install_leaves_old_or_new() {
     let arrived = |member: &Member| drop(member.receive(&small(25)));
     let cut_off = |member: &Member| fs::write(member.installer.incoming_path(25), b"half an image").unwrap();
     let converting = |member: &Member| {
@@ -179,8 +181,10 @@ fn a_prepared_database_older_than_the_live_one_is_removed_at_start() {
     assert_eq!((member.live(), member.files().len()), (25, 1));
 }
 
+/// B10, etcd 18055 and 20133: a second snapshot that came while the first was being installed made the member panic; so
+/// did an older one after a newer.
 #[test]
-fn snapshots_may_cross() {
+fn b10_snapshots_may_cross() {
     // The next one comes while this one waits to be finished.
     let first = member();
     first.prepare(25);

@@ -169,8 +169,10 @@ fn damage_in_an_earlier_segment_is_never_cut() {
     }
 }
 
+/// B15, etcd 14098: the length of the last record had reached the disk and its body had not; the zeros behind it were
+/// taken for damage, and the start was refused though nothing acknowledged was missing.
 #[test]
-fn length_without_body_is_torn() {
+fn b15_length_without_body_is_torn() {
     // The length reached the disk and the record did not (etcd 14098).
     let written = Written::new(LARGE, &[30, 40, 30, 2000]);
     let mut content = written.content[..written.last_save + 8].to_vec();

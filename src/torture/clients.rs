@@ -1,0 +1,205 @@
+//! Clients that ask without end and record everything they see.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicI64;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::client::CallError;
+use crate::client::direct::Direct;
+use crate::client::direct::DirectError;
+use crate::common::answer::Answer;
+use crate::disk::sim::Dice;
+use crate::torture::checker::Operation;
+use crate::torture::checker::Outcome;
+use crate::torture::checker::model::Request;
+use crate::torture::checker::model::Response;
+use crate::torture::values;
+use crate::torture::workload::Workload;
+
+/// Longer than an election, shorter than many faults: then the outcome is unknown.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_millis(2_000);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Before a member that did not take a connection, or said that it could not serve, is asked again.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// What the clients of one run share.
+pub struct Record {
+    epoch: Instant,
+    stop: AtomicBool,
+    connections: AtomicU64,
+    /// The newest revision that anybody was told.
+    newest: AtomicI64,
+    /// Writes that were answered.
+    acknowledged: AtomicU64,
+    operations: Mutex<Vec<Operation>>,
+}
+
+impl Record {
+    pub fn new(epoch: Instant) -> Arc<Record> {
+        Arc::new(Record {
+            epoch,
+            stop: AtomicBool::new(false),
+            connections: AtomicU64::new(0),
+            newest: AtomicI64::new(1),
+            acknowledged: AtomicU64::new(0),
+            operations: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Nanoseconds since the run began.
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Asks the clients to end after what they are doing.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    pub fn count(&self) -> usize {
+        self.operations().len()
+    }
+
+    /// Everything so far, which is forgotten here.
+    pub fn take(&self) -> Vec<Operation> {
+        std::mem::take(&mut *self.operations())
+    }
+
+    fn operations(&self) -> MutexGuard<'_, Vec<Operation>> {
+        // A client that panicked has pushed its operation or not: the list is whole.
+        self.operations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, operation: Operation) {
+        if let Outcome::Replied(response) = &operation.outcome {
+            self.newest.fetch_max(response.revision(), Ordering::Relaxed);
+            if !matches!(operation.request, Request::Range(_)) {
+                self.acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        self.operations().push(operation);
+    }
+}
+
+/// One connection, whose calls are recorded.
+pub struct Link {
+    direct: Direct,
+    connection: u64,
+    record: Arc<Record>,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Link {
+    pub async fn open(endpoint: &str, record: &Arc<Record>) -> Result<Link, String> {
+        let opened = tokio::time::timeout(CONNECT_TIMEOUT, Direct::open(endpoint)).await;
+        let (direct, ended) = opened.map_err(|_| format!("{endpoint}: no connection in time"))??;
+        let connection = record.connections.fetch_add(1, Ordering::Relaxed);
+        Ok(Link { direct, connection, record: Arc::clone(record), driver: tokio::spawn(ended) })
+    }
+
+    /// Asks, and records what came of it. False when the connection is not to be used again.
+    pub async fn ask(&mut self, request: Request) -> (Outcome, bool) {
+        let mut sent = request.clone();
+        values::in_request(&mut sent, values::long);
+        let start = self.record.now();
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, call(&mut self.direct, &sent)).await;
+        let end = self.record.now();
+        let (outcome, usable) = match answer {
+            Ok(Ok(mut response)) => {
+                values::shorten_response(&mut response);
+                (Outcome::Replied(response), true)
+            }
+            Ok(Err(DirectError::Refused(error))) => (refused(error), true),
+            Ok(Err(DirectError::Lost(_))) | Err(_) => (Outcome::Unknown, false),
+        };
+        let operation = Operation { connection: self.connection, start, end, request, outcome: outcome.clone() };
+        self.record.add(operation);
+        (outcome, usable)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+async fn call(direct: &mut Direct, request: &Request) -> Result<Response, DirectError> {
+    Ok(match request {
+        Request::Put(put) => Response::Put(direct.put(put).await?),
+        Request::DeleteRange(delete) => Response::DeleteRange(direct.delete_range(delete).await?),
+        Request::Txn(txn) => Response::Txn(direct.txn(txn).await?),
+        Request::Compact(compaction) => Response::Compact(direct.compact(compaction).await?),
+        Request::LeaseGrant(grant) => Response::LeaseGrant(direct.lease_grant(grant).await?),
+        Request::LeaseRevoke(revoke) => Response::LeaseRevoke(direct.lease_revoke(revoke).await?),
+        Request::Range(range) => Response::Range(direct.range(range).await?),
+    })
+}
+
+/// Two errors are the store's own; one is said before anything is proposed; after all others anything may have happened.
+fn refused(error: CallError) -> Outcome {
+    match error {
+        CallError::Answer(answer @ (Answer::Compacted | Answer::FutureRevision)) => Outcome::Failed(answer),
+        CallError::Answer(Answer::TooManyRequests) => Outcome::Refused,
+        _ => Outcome::Unknown,
+    }
+}
+
+/// One client of a run.
+pub struct Client {
+    /// The only one for a client that is bound to a member.
+    pub endpoints: Vec<String>,
+    pub workload: Workload,
+    pub dice: Dice,
+    /// Between the beginnings of two requests.
+    pub interval: Duration,
+    pub record: Arc<Record>,
+}
+
+impl Client {
+    pub async fn run(mut self) {
+        let mut due = tokio::time::Instant::now();
+        while !self.record.is_stopped() {
+            let endpoint = self.dice.below(self.endpoints.len() as u64);
+            let endpoint = &self.endpoints[usize::try_from(endpoint).unwrap_or_default()];
+            let Ok(link) = Link::open(endpoint, &self.record).await else {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            };
+            self.talk(link, &mut due).await;
+        }
+    }
+
+    /// Sends requests one by one until the connection is not to be used again.
+    async fn talk(&mut self, mut link: Link, due: &mut tokio::time::Instant) {
+        let wanders = self.endpoints.len() > 1;
+        while !self.record.is_stopped() {
+            tokio::time::sleep_until(*due).await;
+            // Time that was lost in waiting for an answer is not made up for.
+            *due = (*due + self.interval).max(tokio::time::Instant::now());
+            let request = self.workload.next(self.record.newest.load(Ordering::Relaxed));
+            let (outcome, usable) = link.ask(request).await;
+            if !usable || (wanders && self.dice.chance(10)) {
+                return;
+            }
+            if outcome == Outcome::Unknown {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}

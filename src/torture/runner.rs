@@ -1,0 +1,696 @@
+//! One run: a cluster, its clients, and a schedule of faults that is carried out and taken back.
+//!
+//! ```text
+//!  start ─▶ faults, until the time is over, something was found, or the user had enough
+//!        ─▶ all faults are taken back ─▶ every member must serve again ─▶ hashes ─▶ stop ─▶ logs
+//! ```
+//!
+//! One loop owns the members and looks at them every few milliseconds; it never waits for one of them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
+
+use crate::client::Client as Asking;
+use crate::client::Config;
+use crate::client::Deadline;
+use crate::disk::sim::Dice;
+use crate::faults::kind::Kind;
+use crate::faults::network::Link as Wire;
+use crate::faults::network::Network;
+use crate::faults::ports::free_port;
+use crate::faults::process::Launcher;
+use crate::faults::schedule;
+use crate::faults::schedule::Strike;
+use crate::faults::schedule::Ways;
+use crate::faults::schedule::What;
+use crate::faults::schedule::Whom;
+use crate::faults::volume::Volume;
+use crate::proto::etcdserverpb::RangeRequest;
+use crate::torture::checker::Fingerprint;
+use crate::torture::checker::Outcome;
+use crate::torture::checker::model::Request;
+use crate::torture::clients::Client;
+use crate::torture::clients::Link;
+use crate::torture::clients::Record;
+use crate::torture::logs::Logs;
+use crate::torture::member;
+use crate::torture::member::Common;
+use crate::torture::member::Member;
+use crate::torture::member::Ports;
+use crate::torture::member::State;
+use crate::torture::workload::Workload;
+
+/// How often the loop looks at the members.
+const TICK: Duration = Duration::from_millis(10);
+/// How often the segments of the members' logs are linked.
+const KEEP_EVERY: Duration = Duration::from_millis(500);
+/// How often members are asked who leads.
+const LEADER_EVERY: Duration = Duration::from_millis(200);
+const STATUS_MAX: Duration = Duration::from_millis(500);
+/// Longest that the cluster may need to serve for the first time, and again when all faults are over. Long, because
+/// machines that torture are busy; a cluster that is well does not wait for it.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The same after an interruption, when somebody waits, and after a finding, when a majority may be gone for good.
+const PATIENCE_SHORT: Duration = Duration::from_secs(15);
+/// New ports are tried so often when somebody else was quicker.
+const STARTS_MAX: u32 = 3;
+/// Every such client talks to all members in turn.
+const WANDERS: usize = 4;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub launcher: Launcher,
+    pub binary: PathBuf,
+    /// The run's own directory.
+    pub dir: PathBuf,
+    pub members: usize,
+    pub duration: Duration,
+    pub seed: u64,
+    pub kinds: std::collections::BTreeSet<Kind>,
+    pub clients: usize,
+    pub rate: u32,
+    pub keys: u16,
+    /// Further flags for every member.
+    pub flags: Vec<String>,
+}
+
+/// What was done and seen.
+#[derive(Debug, Default)]
+pub struct Run {
+    /// How long faults were made.
+    pub lasted: Duration,
+    pub interrupted: bool,
+    /// The timing and the snapshots that the seed chose.
+    pub flags: Vec<String>,
+    pub operations: Vec<crate::torture::checker::Operation>,
+    pub fingerprints: Vec<Fingerprint>,
+    pub logs: Logs,
+    /// All served again at the end, so that the logs say everything that was committed.
+    pub settled: bool,
+    /// Faults that were carried out.
+    pub faults: BTreeMap<Kind, u64>,
+    /// What was done, with times.
+    pub trace: Vec<String>,
+    /// What no member may do, seen while it ran.
+    pub findings: Vec<String>,
+}
+
+/// A fault to be taken back.
+struct Pending {
+    due: Instant,
+    undo: Undo,
+}
+
+enum Undo {
+    Start(usize),
+    Resume(usize),
+    /// The partition or delay of this number.
+    Links(u64),
+    Space(usize),
+    Power(usize),
+}
+
+/// What is wrong with the links now.
+struct Trouble {
+    number: u64,
+    inside: Vec<bool>,
+    what: What,
+}
+
+/// The user's wish to end, as a flag that a signal sets: 0, or the number of signals so far.
+pub type Interrupts = Arc<AtomicUsize>;
+
+/// A running cluster under its schedule.
+pub struct Runner {
+    setup: Setup,
+    epoch: Instant,
+    members: Vec<Member>,
+    network: Network,
+    record: Arc<Record>,
+    clients: JoinSet<()>,
+    /// Position of the member that leads, as last seen.
+    leader: Arc<AtomicUsize>,
+    watcher: JoinHandle<()>,
+    pending: Vec<Pending>,
+    troubles: Vec<Trouble>,
+    next_trouble: u64,
+    /// Of each ordered pair: how often its connections were reset.
+    resets: Vec<u64>,
+    kept_at: Instant,
+    interrupts: Interrupts,
+    run: Run,
+}
+
+impl Runner {
+    /// Starts the cluster and its clients. An error means that there was nothing to torture.
+    pub async fn start(setup: Setup, interrupts: Interrupts) -> Result<Runner, String> {
+        let flags = flags_of(&setup);
+        let mut starts = 1;
+        let (members, network) = loop {
+            let (mut members, network) = prepare(&setup, &flags).await?;
+            match first_start(&mut members, &network, &interrupts).await {
+                Ok(()) => break (members, network),
+                Err(text) if starts < STARTS_MAX && text.contains("in use") => starts += 1,
+                Err(text) => return Err(text),
+            }
+        };
+        let epoch = Instant::now();
+        let record = Record::new(epoch);
+        let leader = Arc::new(AtomicUsize::new(0));
+        let endpoints: Vec<String> = members.iter().map(Member::endpoint).collect();
+        let watcher = tokio::spawn(watch_leader(endpoints.clone(), Arc::clone(&leader)));
+        let mut clients = JoinSet::new();
+        for client in clients_of(&setup, &endpoints, &record) {
+            clients.spawn(client.run());
+        }
+        let size = setup.members;
+        Ok(Runner {
+            setup,
+            epoch,
+            members,
+            network,
+            record,
+            clients,
+            leader,
+            watcher,
+            pending: Vec::new(),
+            troubles: Vec::new(),
+            next_trouble: 0,
+            resets: vec![0; size * size],
+            kept_at: epoch,
+            interrupts,
+            run: Run { flags, ..Run::default() },
+        })
+    }
+
+    /// Carries out the schedule, `progress` hearing of it, and everything behind it.
+    pub async fn torture(&mut self, progress: &mut dyn FnMut(&str)) -> Run {
+        let duration = self.setup.duration;
+        let plan = schedule::plan(self.setup.seed, &self.setup.kinds, self.setup.members, duration);
+        let mut strikes = plan.into_iter().peekable();
+        while self.epoch.elapsed() < duration && self.run.findings.is_empty() && !self.is_interrupted() {
+            let now = Instant::now();
+            while let Some(strike) = strikes.next_if(|strike| self.epoch + strike.at <= now) {
+                self.strike(strike);
+            }
+            self.undo_due(now);
+            self.look();
+            progress(&format!(
+                "{:.0} of {:.0} s, {} requests, {} writes acknowledged, {} faults",
+                self.epoch.elapsed().as_secs_f64(),
+                duration.as_secs_f64(),
+                self.record.count(),
+                self.record.acknowledged(),
+                self.run.faults.values().sum::<u64>(),
+            ));
+            tokio::time::sleep(TICK).await;
+        }
+        self.run.lasted = self.epoch.elapsed();
+        self.run.interrupted = self.is_interrupted();
+        progress("the faults are over; the cluster must serve again");
+        self.heal();
+        self.run.settled = self.settle().await;
+        self.record.stop();
+        while self.clients.join_next().await.is_some() {}
+        if self.run.settled {
+            progress("comparing what the members hold");
+            self.compare().await;
+        }
+        progress("stopping the members");
+        self.stop().await;
+        progress("reading the members' logs");
+        self.read_logs();
+        self.run.operations = self.record.take();
+        std::mem::take(&mut self.run)
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.interrupts.load(Ordering::Relaxed) > 0
+    }
+
+    fn note(&mut self, what: &str) {
+        self.run.trace.push(format!("{:>9.3} s  {what}", self.epoch.elapsed().as_secs_f64()));
+    }
+
+    fn find(&mut self, what: String) {
+        self.note(&format!("FOUND: {what}"));
+        self.run.findings.push(what);
+    }
+
+    /// For what goes wrong with our own tools.
+    fn tried(&mut self, what: &str, result: std::io::Result<()>) {
+        if let Err(error) = result {
+            self.note(&format!("{what}: {error}"));
+        }
+    }
+
+    fn names(&self, hit: &[usize]) -> String {
+        hit.iter().map(|at| self.members[*at].name.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    fn hit(&self, whom: Whom) -> Vec<usize> {
+        let size = self.members.len();
+        let (first, count) = match whom {
+            Whom::Leader { count } => (self.leader.load(Ordering::Relaxed), count),
+            Whom::Member { first, count } => (first, count),
+        };
+        (first..first + count.min(size)).map(|at| at % size).collect()
+    }
+
+    fn strike(&mut self, strike: Strike) {
+        let hit = self.hit(strike.whom);
+        let until = Instant::now() + strike.length;
+        self.note(&format!("{} of {} for {} ms", strike.what, self.names(&hit), strike.length.as_millis()));
+        *self.run.faults.entry(strike.what.kind()).or_default() += 1;
+        if let What::Partition { .. } | What::Delay { .. } = strike.what {
+            let mut inside = vec![false; self.members.len()];
+            hit.iter().for_each(|at| inside[*at] = true);
+            let number = self.next_trouble;
+            self.next_trouble += 1;
+            self.troubles.push(Trouble { number, inside, what: strike.what });
+            self.pending.push(Pending { due: until, undo: Undo::Links(number) });
+            return self.wire();
+        }
+        // All at the same moment, as near as can be.
+        if strike.what == What::PowerCut {
+            hit.iter().for_each(|at| self.members[*at].freeze());
+        }
+        for at in hit {
+            let undo = self.hurt(at, strike.what);
+            self.pending.extend(undo.map(|undo| Pending { due: until, undo }));
+        }
+    }
+
+    /// Does something to one member, unless its state is worse already. How it is taken back.
+    fn hurt(&mut self, at: usize, what: What) -> Option<Undo> {
+        let member = &mut self.members[at];
+        match what {
+            What::Kill => member.kill().then_some(Undo::Start(at)),
+            What::Pause => member.pause().then_some(Undo::Resume(at)),
+            What::Restart => member.stop().then_some(Undo::Start(at)),
+            What::DiskFull => {
+                let volume = member.volume.as_ref().filter(|_| !member.full && !member.dark)?;
+                let filled = volume.fill();
+                member.full = true;
+                self.tried("cannot fill a disk", filled);
+                Some(Undo::Space(at))
+            }
+            What::PowerCut => {
+                let volume = member.volume.as_mut().filter(|_| !member.dark)?;
+                member.dark = true;
+                let cut = volume.cut_power();
+                member.kill();
+                self.tried("cannot cut the power of a disk", cut);
+                Some(Undo::Power(at))
+            }
+            What::Partition { .. } | What::Delay { .. } => None,
+        }
+    }
+
+    fn undo_due(&mut self, now: Instant) {
+        let (due, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.pending).into_iter().partition(|pending| pending.due <= now);
+        self.pending = later;
+        for Pending { undo, .. } in due {
+            self.undo(undo);
+        }
+    }
+
+    fn undo(&mut self, undo: Undo) {
+        match undo {
+            Undo::Start(at) => self.boot(at),
+            Undo::Resume(at) => drop(self.members[at].resume()),
+            Undo::Links(number) => {
+                let Some(at) = self.troubles.iter().position(|trouble| trouble.number == number) else { return };
+                let trouble = self.troubles.remove(at);
+                if let What::Partition { lost: true, .. } = trouble.what {
+                    self.reset(&trouble.inside);
+                }
+                self.wire();
+            }
+            Undo::Space(at) => {
+                self.members[at].full = false;
+                let emptied = self.members[at].volume.as_ref().map_or(Ok(()), Volume::empty);
+                // Its power may be off, or it was taken away with the file.
+                self.tried("cannot give space back", emptied);
+                self.boot(at);
+            }
+            Undo::Power(at) => {
+                let member = &mut self.members[at];
+                let restored = member.volume.as_mut().map_or(Ok(()), Volume::restore_power);
+                member.dark = restored.is_err();
+                member.full = false;
+                self.tried("cannot restore the power of a disk", restored);
+                let emptied = self.members[at].volume.as_ref().map_or(Ok(()), Volume::empty);
+                self.tried("cannot give space back", emptied);
+                self.boot(at);
+            }
+        }
+    }
+
+    fn boot(&mut self, at: usize) {
+        // It may still be stopping: then it starts as soon as it has.
+        if let State::Stopping(_) = self.members[at].state {
+            return self.pending.push(Pending { due: Instant::now() + TICK, undo: Undo::Start(at) });
+        }
+        if let Err(error) = self.members[at].start() {
+            let name = self.members[at].name.clone();
+            self.find(format!("{name} cannot be started: {error}"));
+        }
+    }
+
+    /// Connections between those inside and those outside end.
+    fn reset(&mut self, inside: &[bool]) {
+        let size = self.members.len();
+        for from in 0..size {
+            for to in 0..size {
+                self.resets[from * size + to] += u64::from(inside[from] != inside[to]);
+            }
+        }
+    }
+
+    /// Tells the relays what all troubles together mean.
+    fn wire(&self) {
+        let size = self.members.len();
+        self.network.set(|from, to| {
+            let mut wire = Wire { resets: self.resets[from * size + to], ..Wire::default() };
+            for trouble in &self.troubles {
+                let (out, into) = (trouble.inside[from], trouble.inside[to]);
+                // A fault of all members is one of every link.
+                let all = trouble.inside.iter().all(|inside| *inside);
+                match trouble.what {
+                    What::Partition { ways, cut, .. }
+                        if all
+                            || match ways {
+                                Ways::Both => out != into,
+                                Ways::Out => out && !into,
+                                Ways::In => !out && into,
+                            } =>
+                    {
+                        wire.cut |= cut;
+                        wire.held |= !cut;
+                    }
+                    What::Delay { millis } if all || out != into => {
+                        wire.delay = wire.delay.max(Duration::from_millis(millis));
+                    }
+                    _ => {}
+                }
+            }
+            wire
+        });
+    }
+
+    /// Looks at every member, and keeps their logs.
+    fn look(&mut self) {
+        for at in 0..self.members.len() {
+            if let Err(what) = self.members[at].look() {
+                self.find(what);
+            }
+        }
+        if self.kept_at.elapsed() >= KEEP_EVERY {
+            self.kept_at = Instant::now();
+            self.keep_logs();
+        }
+    }
+
+    fn keep_logs(&mut self) {
+        for at in 0..self.members.len() {
+            if !self.members[at].dark {
+                let kept = self.members[at].keep_log();
+                // A full disk takes no new name either.
+                if !self.members[at].full {
+                    self.tried("cannot keep a log", kept);
+                }
+            }
+        }
+    }
+
+    /// Takes every fault back. A member that ended by itself stays as it is, for whoever looks for the cause.
+    fn heal(&mut self) {
+        self.note("all faults are taken back");
+        let mut pending = std::mem::take(&mut self.pending);
+        // Disks first, for what is started on them.
+        pending.sort_by_key(|pending| !matches!(pending.undo, Undo::Power(_) | Undo::Space(_)));
+        for Pending { undo, .. } in pending {
+            self.undo(undo);
+        }
+        self.troubles.clear();
+        self.wire();
+    }
+
+    /// Waits until every member answers a linearizable read and a write; not doing so in time is a finding.
+    async fn settle(&mut self) -> bool {
+        let had_findings = !self.run.findings.is_empty();
+        let patience = if self.run.interrupted || had_findings { PATIENCE_SHORT } else { PATIENCE };
+        let deadline = Instant::now() + patience;
+        let mut probe = Workload::new(self.setup.clients, self.setup.seed, self.setup.keys, false);
+        let mut served = vec![false; self.members.len()];
+        loop {
+            // Restarts that were still under way.
+            self.undo_due(Instant::now());
+            self.look();
+            for (served, member) in served.iter_mut().zip(&self.members) {
+                if !*served && member.state == State::Running {
+                    let put = Request::Put(probe.put());
+                    *served = serves(&member.endpoint(), &self.record, put).await;
+                }
+            }
+            if served.iter().all(|served| *served) {
+                return true;
+            }
+            let interrupted = self.interrupts.load(Ordering::Relaxed) > usize::from(self.run.interrupted);
+            if Instant::now() > deadline || interrupted || (had_findings && self.is_stuck(&served)) {
+                let silent: Vec<usize> = (0..served.len()).filter(|at| !served[*at]).collect();
+                let text = format!(
+                    "{} did not serve a read and a write within {} s after all faults were taken back",
+                    self.names(&silent),
+                    patience.as_secs()
+                );
+                if had_findings || interrupted || self.run.interrupted {
+                    self.note(&text);
+                } else {
+                    self.find(text);
+                }
+                return false;
+            }
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
+    /// Whoever is not served yet is not running either.
+    fn is_stuck(&self, served: &[bool]) -> bool {
+        served.iter().zip(&self.members).all(|(served, member)| *served || member.state == State::Down)
+    }
+
+    /// Waits until all members have the same revision and compares their hashes and everything they hold.
+    async fn compare(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let seen = self.fingerprints().await;
+            let even = seen.len() == self.members.len()
+                && seen.windows(2).all(|pair| Fingerprint { member: pair[0].member, ..pair[1] } == pair[0]);
+            if even || Instant::now() > deadline {
+                if seen.len() < self.members.len() {
+                    self.find("a member did not tell its hash in time".to_owned());
+                }
+                self.run.fingerprints = seen;
+                break;
+            }
+            tokio::time::sleep(LEADER_EVERY).await;
+        }
+        for at in 0..self.members.len() {
+            let everything = RangeRequest {
+                key: "\0".into(),
+                range_end: "\0".into(),
+                serializable: true,
+                ..RangeRequest::default()
+            };
+            if let Ok(mut link) = Link::open(&self.members[at].endpoint(), &self.record).await {
+                let (outcome, _) = link.ask(Request::Range(everything)).await;
+                if outcome == Outcome::Unknown {
+                    let name = self.members[at].name.clone();
+                    self.find(format!("{name} did not tell what it holds in time"));
+                }
+            }
+        }
+    }
+
+    async fn fingerprints(&self) -> Vec<Fingerprint> {
+        let mut seen = Vec::new();
+        for (member, at) in self.members.iter().zip(1..) {
+            let Ok(client) = Asking::open(Config::new(vec![member.endpoint()])) else { continue };
+            let Ok(hash) = client.hash_kv(0, Deadline::after(PATIENCE)).await else { continue };
+            let revision = hash.header.as_ref().map_or(0, |header| header.revision);
+            let (compact_revision, hash) = (hash.compact_revision, hash.hash);
+            seen.push(Fingerprint { member: at, revision, compact_revision, hash });
+        }
+        seen
+    }
+
+    /// SIGTERM for all: none may hang.
+    async fn stop(&mut self) {
+        self.watcher.abort();
+        while self.members.iter().any(|member| member.state != State::Down) {
+            for member in &mut self.members {
+                member.resume();
+                member.stop();
+            }
+            self.look();
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
+    fn read_logs(&mut self) {
+        self.keep_logs();
+        for member in &self.members {
+            for dir in member.logs() {
+                self.run.logs.read(&member.name, &dir);
+            }
+        }
+    }
+
+    /// What is left of the members, whose files are taken out of their volumes if they are to be kept.
+    pub fn members(&mut self) -> &mut [Member] {
+        &mut self.members
+    }
+}
+
+/// Timing and snapshots as the seed has them, as far as the program knows the flags.
+fn flags_of(setup: &Setup) -> Vec<String> {
+    let mut dice = Dice::new(setup.seed.wrapping_add(1));
+    let (heartbeat, election) = dice.pick(&[(30, 300), (50, 500), (100, 1000)]);
+    let (count, catchup) = dice.pick(&[(50, 10), (50, 40), (100, 50)]);
+    let known = [
+        ("--heartbeat-interval", heartbeat),
+        ("--election-timeout", election),
+        ("--snapshot-count", count),
+        ("--snapshot-catchup-entries", catchup),
+    ];
+    let known = known.into_iter().filter(|(flag, _)| member::knows_flag(&setup.binary, flag.trim_start_matches('-')));
+    let mut flags: Vec<String> = known.flat_map(|(flag, value)| [flag.to_owned(), value.to_string()]).collect();
+    flags.extend(setup.flags.iter().cloned());
+    flags
+}
+
+/// Ports, relays and members, none started.
+async fn prepare(setup: &Setup, flags: &[String]) -> Result<(Vec<Member>, Network), String> {
+    let told = |error: std::io::Error| error.to_string();
+    let mut ports = Vec::new();
+    for _ in 0..setup.members {
+        let port = || free_port().map_err(told);
+        ports.push(Ports { client: port()?, peer: port()?, relay: port()? });
+    }
+    let initial: Vec<String> =
+        ports.iter().enumerate().map(|(number, ports)| Member::initial_entry(number, *ports)).collect();
+    let common = Common {
+        launcher: setup.launcher.clone(),
+        binary: setup.binary.clone(),
+        dir: setup.dir.clone(),
+        initial: initial.join(","),
+        flags: flags.to_vec(),
+    };
+    let relays: Vec<(u16, u16)> = ports.iter().map(|ports| (ports.relay, ports.peer)).collect();
+    let network = Network::start(&relays).await.map_err(told)?;
+    let mut members: Vec<Member> =
+        ports.iter().enumerate().map(|(number, ports)| Member::new(number, *ports, &common)).collect();
+    if setup.kinds.iter().any(|kind| kind.needs_root()) {
+        for member in &mut members {
+            let volume = Volume::new(&member.dir());
+            member.volume = Some(volume.map_err(|error| format!("cannot make a file system of its own: {error}"))?);
+        }
+    }
+    Ok((members, network))
+}
+
+/// Starts all and waits until each serves; tells the relays who they are.
+async fn first_start(members: &mut [Member], network: &Network, interrupts: &Interrupts) -> Result<(), String> {
+    for member in members.iter_mut() {
+        member.start().map_err(|error| format!("cannot start {}: {error}", member.name))?;
+    }
+    let deadline = Instant::now() + PATIENCE;
+    for at in 0..members.len() {
+        loop {
+            members.iter_mut().try_for_each(Member::look)?;
+            let client = Asking::open(Config::new(vec![members[at].endpoint()])).map_err(|error| error.to_string())?;
+            let status = client.status(Deadline::after(STATUS_MAX)).await;
+            let served =
+                client.range(RangeRequest { key: "k".into(), ..RangeRequest::default() }, Deadline::after(STATUS_MAX));
+            if let (Ok(status), Ok(_)) = (status, served.await) {
+                network.name(at, status.header.map_or(0, |header| header.member_id));
+                break;
+            }
+            if interrupts.load(Ordering::Relaxed) > 0 {
+                return Err("interrupted before the cluster served".to_owned());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{} does not serve after {} s", members[at].name, PATIENCE.as_secs()));
+            }
+            tokio::time::sleep(TICK).await;
+        }
+    }
+    Ok(())
+}
+
+fn clients_of(setup: &Setup, endpoints: &[String], record: &Arc<Record>) -> Vec<Client> {
+    let interval = Duration::from_secs_f64(setup.clients as f64 / f64::from(setup.rate));
+    let client = |number: usize| {
+        let wanders = number % WANDERS == WANDERS - 1;
+        let own = endpoints[number % endpoints.len()].clone();
+        Client {
+            endpoints: if wanders { endpoints.to_vec() } else { vec![own] },
+            workload: Workload::new(number, setup.seed, setup.keys, setup.kinds.contains(&Kind::Compact)),
+            dice: Dice::new(setup.seed.wrapping_mul(31).wrapping_add(number as u64)),
+            interval,
+            record: Arc::clone(record),
+        }
+    };
+    (0..setup.clients).map(client).collect()
+}
+
+/// A write and a linearizable read, both recorded.
+async fn serves(endpoint: &str, record: &Arc<Record>, put: Request) -> bool {
+    let Ok(mut link) = Link::open(endpoint, record).await else { return false };
+    let read = Request::Range(RangeRequest { key: "k".into(), range_end: "l".into(), ..RangeRequest::default() });
+    for request in [put, read] {
+        if !matches!(link.ask(request).await, (Outcome::Replied(_), true)) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Asks all members again and again who leads.
+async fn watch_leader(endpoints: Vec<String>, leader: Arc<AtomicUsize>) {
+    let clients: Vec<Asking> =
+        endpoints.into_iter().filter_map(|endpoint| Asking::open(Config::new(vec![endpoint])).ok()).collect();
+    loop {
+        let asked = clients.iter().map(|client| client.status(Deadline::after(STATUS_MAX)));
+        let answers = futures_util::future::join_all(asked).await;
+        let leads = answers.iter().enumerate().filter_map(|(at, answer)| {
+            let status = answer.as_ref().ok()?;
+            let id = status.header.as_ref()?.member_id;
+            (status.leader == id && id != 0).then_some((status.raft_term, at))
+        });
+        if let Some((_, at)) = leads.max() {
+            leader.store(at, Ordering::Relaxed);
+        }
+        tokio::time::sleep(LEADER_EVERY).await;
+    }
+}
+
+/// Removes what a run left, or says why it cannot.
+pub fn remove(dir: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(dir) {
+        anstream::eprintln!("quorate torture: cannot remove {}: {error}", dir.display());
+    }
+}
