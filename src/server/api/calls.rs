@@ -155,20 +155,25 @@ mod tests {
         let (kept, gone) = oneshot::channel::<()>();
         order.send(Box::pin(async { panic!("a mistake") })).expect("taken");
         order.send(Box::pin(async move { sender.send(()).expect("waited for") })).expect("taken");
-        let late = starts.clone();
-        order
-            .send(Box::pin(async move {
-                let _kept = (kept, late);
+        let stays = |kept: oneshot::Sender<()>, executor: Starts| {
+            Box::pin(async move {
+                let _kept = (kept, executor);
                 std::future::pending::<()>().await;
-            }))
-            .expect("taken");
+            })
+        };
+        order.send(stays(kept, starts.clone())).expect("taken");
+        let (kept_to_the_end, mut gone_at_the_end) = oneshot::channel::<()>();
+        let last = stays(kept_to_the_end, starts.clone());
         let task = tokio::spawn(async move {
             let mut connection = std::pin::pin!(connection);
             Calls::new(starts).run_with(connection.as_mut()).await;
         });
         answer.await.expect("the call behind the panic was run");
+        // Started in the very moment in which the connection ends.
+        order.send(last).expect("taken");
         drop(order);
         task.await.expect("ended");
         assert!(gone.await.is_err());
+        assert_eq!(gone_at_the_end.try_recv(), Err(oneshot::error::TryRecvError::Closed));
     }
 }

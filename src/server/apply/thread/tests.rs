@@ -408,6 +408,9 @@ fn stored_tables_replace_those_of_memory_and_old_ones_are_forgotten() {
 /// Waits until the thread has nothing to do and has left its work in the queue.
 fn until_parked(bench: &Bench) {
     while !bench.queue.is_parked() {
+        if let Ok(failure) = bench.failures.try_recv() {
+            panic!("{failure}");
+        }
         std::thread::yield_now();
     }
 }
