@@ -276,8 +276,9 @@ async fn renew_through(members: &[&Member], id: i64) {
     }
 }
 
+/// etcd 15247, 12528: a leader that had stood still revoked leases which lived on at its successor.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_that_slept_revokes_nothing_that_lives_at_the_next() {
+async fn b41_a_leader_that_slept_revokes_nothing_that_lives_at_the_next() {
     let cluster = Cluster::ours(3, &[]).await;
     let id = grant(&cluster.members[0], 5).await;
     put_with(&cluster.members[0], "key", id).await.expect("a put");

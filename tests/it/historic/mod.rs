@@ -15,7 +15,7 @@
 //! | B4 | `b04_marks_of_compactions_count_as_revisions` (mvcc/tests/restart.rs) |
 //! | B5 | not yet: no authentication, entries of it are refused |
 //! | B6 | `b06_leases_and_their_keys_are_the_same_after_an_image_and_after_a_restart` (run/historic_tests.rs) |
-//! | B7 | not yet: no authentication, and nobody ends a lease by time; that leases come with an image is B6 |
+//! | B7 | not yet: no authentication, that leases come with an image is B6 |
 //! | B8 | `b08_ranges_below_a_compaction_are_refused_on_every_member_alike` (apply/txn/tests.rs) |
 //! | B9 | `b09_a_crash_between_any_two_steps_of_an_install_leaves_old_or_new` (snapshot/install/tests.rs) |
 //! | B9 | `b09_every_operation_of_one_life_may_be_the_last` (raft/wal/tests/crash.rs) |
@@ -48,22 +48,22 @@
 //! | B28 | `b28_three_members_keep_every_promise` (raft/testing/chaos.rs) |
 //! | B29 | `b29_a_member_that_crashed_two_hundred_times_still_writes` (run/powercut_tests.rs) |
 //! | B29 | `b29_a_put_with_an_unknown_lease_is_answered_and_holds_nobody_up` (linearizability.rs) |
-//! | B30 | not yet: no watch |
-//! | B31 | not yet: no watch |
-//! | B32 | not yet: no watch |
-//! | B33 | not yet: no watch; that the tombstone at the compaction revision stays is in B4's test |
-//! | B34 | not yet: no watch |
-//! | B35 | not yet: no watch |
-//! | B36 | not yet: no watch |
-//! | B37 | not yet: no watch |
-//! | B38 | not yet: no watch |
-//! | B39 | not yet: no watch |
+//! | B30 | `b30_a_progress_notice_never_overtakes_an_event` (it/historic_watch.rs) |
+//! | B31 | `b31_b35_a_snapshot_takes_no_watcher_back_and_no_future_one_forward` (it/historic_watch.rs) |
+//! | B32 | `b32_seven_hundred_slow_watchers_lose_nothing_and_cost_little` (it/historic_watch.rs) |
+//! | B33 | `b33_b34_a_deletion_at_the_compaction_is_seen` (it/historic_watch.rs) |
+//! | B34 | `b33_b34_a_deletion_at_the_compaction_is_seen` (it/historic_watch.rs) |
+//! | B35 | `b31_b35_a_snapshot_takes_no_watcher_back_and_no_future_one_forward` (it/historic_watch.rs) |
+//! | B36 | `b36_a_transaction_comes_once_and_whole` (it/historic_watch.rs) |
+//! | B37 | `b37_no_start_revision_is_too_small_or_too_great` (it/historic_watch.rs) |
+//! | B38 | `b38_large_reads_on_the_same_connection_hold_up_no_event` (it/historic_watch.rs) |
+//! | B39 | `b39_watchers_that_begin_amid_writes_miss_nothing` (it/historic_watch.rs) |
 //! | B40 | `b40_compacting_everything_keeps_live_keys` (mvcc/tests/restart.rs) |
-//! | B41 | not yet: nobody ends a lease by time |
-//! | B42 | not yet: leases cannot be renewed |
-//! | B43 | not yet: nobody ends a lease by time |
+//! | B41 | `b41_a_leader_that_slept_revokes_nothing_that_lives_at_the_next` (it/lease.rs); its disk is not stalled yet |
+//! | B42 | `b42_no_renewal_succeeds_behind_an_acknowledged_revoke` (it/historic_lease.rs) |
+//! | B43 | `b43_over_ten_changes_of_the_leader_a_lease_lives_little_longer_than_it_was_granted` (duties/expiry) |
 //! | B44 | not yet: no locks |
-//! | B45 | not yet: no watch, and no lease calls |
+//! | B45 | `b45_leases_that_came_and_went_leave_nothing_behind` (it/historic_lease.rs) |
 //! | B46 | `b46_a_member_is_added_while_another_is_down` (raft/testing/conf_changes.rs) |
 //! | B46 | Refusing an addition that would break the quorum comes with the membership calls |
 //! | B47 | `b47_update_keeps_the_learner_flag_and_promotion_keeps_the_addresses` (cluster/membership.rs) |
