@@ -23,6 +23,8 @@ use crate::faults::volume::Volume;
 const STOP_MAX: Duration = Duration::from_secs(30);
 /// Longest that we wait for a port that somebody else has taken while the member was down.
 const PORT_WAIT_MAX: Duration = Duration::from_secs(30);
+/// A member may end of a full disk so long after there is space again: it may have been paused meanwhile.
+const NOTICE: Duration = Duration::from_secs(10);
 /// The name that every etcd is started under: it makes our own binary a member.
 const NAME: &str = "etcd";
 
@@ -64,13 +66,15 @@ pub struct Member {
     pub volume: Option<Volume>,
     /// No space is left for it now.
     pub full: bool,
+    /// When it was given space for the last time.
+    space_again: Option<Instant>,
     /// Its power is off: whatever it says is nothing to judge.
     pub dark: bool,
     common: Common,
     process: Option<Process>,
     /// Bytes of its log when it was started last.
     log_start: u64,
-    /// Since when it could not be started because its port is taken.
+    /// Since when it waits for its ports to be started again.
     port_taken: Option<Instant>,
     /// Directory of links to its log's segments: another one whenever it began a new log.
     generation: u32,
@@ -84,6 +88,7 @@ impl Member {
             state: State::Down,
             volume: None,
             full: false,
+            space_again: None,
             dark: false,
             common: common.clone(),
             process: None,
@@ -165,6 +170,13 @@ impl Member {
         }
     }
 
+    /// Notes that its disk is not full any more.
+    pub fn has_space(&mut self) {
+        if std::mem::replace(&mut self.full, false) {
+            self.space_again = Some(Instant::now());
+        }
+    }
+
     pub fn resume(&mut self) -> bool {
         self.turn(State::Paused, State::Running, Signal::SIGCONT)
     }
@@ -207,7 +219,10 @@ impl Member {
         if self.dark || (asked && (status.success() || status.signal() == Some(Signal::SIGTERM as i32))) {
             return Ok(());
         }
-        if self.full && said.to_lowercase().contains("no space left") {
+        let lacked_space = self.full || self.space_again.is_some_and(|since| since.elapsed() < NOTICE);
+        if lacked_space && said.to_lowercase().contains("no space left") {
+            // Whoever gives the space back starts it; if that was done already, it comes back by itself.
+            self.port_taken = (!self.full).then(Instant::now);
             return Ok(());
         }
         if said.contains("in use") && !self.ports_are_free() {

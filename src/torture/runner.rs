@@ -51,8 +51,6 @@ use crate::torture::workload::Workload;
 
 /// How often the loop looks at the members.
 const TICK: Duration = Duration::from_millis(10);
-/// A member may end of a full disk so long after there is space again.
-const NOTICE: Duration = Duration::from_secs(2);
 /// How often the segments of the members' logs are linked.
 const KEEP_EVERY: Duration = Duration::from_millis(500);
 /// How often members are asked who leads.
@@ -119,8 +117,6 @@ enum Undo {
     /// The partition or delay of this number.
     Links(u64),
     Space(usize),
-    /// The member has died of its full disk by now, or will not.
-    Noticed(usize),
     Power(usize),
 }
 
@@ -346,22 +342,14 @@ impl Runner {
                 let emptied = self.members[at].volume.as_ref().map_or(Ok(()), Volume::empty);
                 // Its power may be off, or it was taken away with the file.
                 self.tried("cannot give space back", emptied);
-                self.boot(at);
-                self.pending.push(Pending { due: Instant::now() + NOTICE, undo: Undo::Noticed(at) });
-            }
-            Undo::Noticed(at) => {
-                // What stands still notices later.
-                if self.members[at].state == State::Paused {
-                    return self.pending.push(Pending { due: Instant::now() + NOTICE, undo: Undo::Noticed(at) });
-                }
-                self.members[at].full = false;
+                self.members[at].has_space();
                 self.boot(at);
             }
             Undo::Power(at) => {
                 let member = &mut self.members[at];
                 let restored = member.volume.as_mut().map_or(Ok(()), Volume::restore_power);
                 member.dark = restored.is_err();
-                member.full = false;
+                member.has_space();
                 self.tried("cannot restore the power of a disk", restored);
                 let emptied = self.members[at].volume.as_ref().map_or(Ok(()), Volume::empty);
                 self.tried("cannot give space back", emptied);

@@ -17,6 +17,7 @@ use tonic::Status;
 use crate::cluster::Cluster;
 use crate::cluster::Program;
 use crate::cluster::copy_dir;
+use crate::support::eventually;
 use crate::support::free_port;
 
 /// Runs `quorate server` with these words to its end.
@@ -191,7 +192,10 @@ async fn a_directory_of_another_cluster_never_joins() {
     one.members[2].start();
     let stranger = one.members[2].data_dir.clone();
     // It serves its own cluster of one or nothing at all; the two others go on and stay alike.
-    one.members[0].put("mine", "2").await.expect("two of three go on");
+    eventually("two of three to go on", async || {
+        one.members[0].put("mine", "2").await.map_err(|status| status.to_string())
+    })
+    .await;
     let foreign = one.members[2].get("mine").await;
     assert!(
         foreign.map_or(true, |response| response.count == 0),

@@ -18,7 +18,7 @@ use crate::lease::renew;
 use crate::lease::time_to_live;
 use crate::support::eventually;
 
-/// etcd PR 20615: a renewal was answered OK for a lease whose revoke had been acknowledged.
+/// B42, etcd PR 20615: a renewal was answered OK for a lease whose revoke had been acknowledged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b42_no_renewal_succeeds_behind_an_acknowledged_revoke() {
     let cluster = Cluster::ours(3, &[]).await;
@@ -60,7 +60,7 @@ async fn b42_no_renewal_succeeds_behind_an_acknowledged_revoke() {
     }
 }
 
-/// etcd 14087 and PR 11731: leases that came and went left memory behind, on followers as well.
+/// B45, etcd 14087 and PR 11731: leases that came and went left memory behind, on followers as well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b45_leases_that_came_and_went_leave_nothing_behind() {
     let cluster = Cluster::ours(3, &["--unsafe-no-fsync"]).await;

@@ -47,7 +47,7 @@ fn since(revision: i64, request: WatchCreateRequest) -> WatchCreateRequest {
     WatchCreateRequest { start_revision: revision, ..request }
 }
 
-/// etcd 15220. Every notice is checked against every later event by `Watches`.
+/// B30, etcd 15220. Every notice is checked against every later event by `Watches`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b30_a_progress_notice_never_overtakes_an_event() {
     let (cluster, mut kv) = lone().await;
@@ -72,7 +72,7 @@ async fn b30_a_progress_notice_never_overtakes_an_event() {
     assert!(asked > 10 && watches.progress.len() > 2, "{asked} asked, {} answered", watches.progress.len());
 }
 
-/// etcd 15271 and 20221. A follower stands still, and comes back by a snapshot that is compacted far beyond.
+/// B31, etcd 15271, and B35, etcd 20221. A follower stands still, and comes back by a snapshot that is compacted far beyond.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b31_b35_a_snapshot_takes_no_watcher_back_and_no_future_one_forward() {
     let cluster = Cluster::ours(3, &["--snapshot-count", "100", "--snapshot-catchup-entries", "50"]).await;
@@ -113,7 +113,7 @@ fn resident_bytes(member: &Member) -> u64 {
     kib.expect("a number") * 1024
 }
 
-/// etcd 17529 and 16839.
+/// B32, etcd 17529 and 16839.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b32_seven_hundred_slow_watchers_lose_nothing_and_cost_little() {
     const WATCHERS: usize = 700;
@@ -147,7 +147,7 @@ async fn b32_seven_hundred_slow_watchers_lose_nothing_and_cost_little() {
     assert!(grown < 128 << 20, "{grown} bytes more behind it");
 }
 
-/// etcd 18089 and 19179.
+/// B33, etcd 18089, and B34, etcd 19179.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b33_b34_a_deletion_at_the_compaction_is_seen() {
     let (cluster, mut kv) = lone().await;
@@ -170,7 +170,7 @@ async fn b33_b34_a_deletion_at_the_compaction_is_seen() {
     assert_eq!(watches.seen[&2].ended, Some((deleted, String::new())));
 }
 
-/// etcd 17247: what is one revision comes once and whole.
+/// B36, etcd 17247: what is one revision comes once and whole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b36_a_transaction_comes_once_and_whole() {
     let (cluster, mut kv) = lone().await;
@@ -199,7 +199,7 @@ async fn b36_a_transaction_comes_once_and_whole() {
     assert!(watches.seen.values().all(|seen| seen.events.len() == expected));
 }
 
-/// etcd PR 9775 and 20709.
+/// B37, etcd PR 9775 and 20709.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b37_no_start_revision_is_too_small_or_too_great() {
     let (mut cluster, mut kv) = lone().await;
@@ -227,7 +227,7 @@ async fn b37_no_start_revision_is_too_small_or_too_great() {
     }
 }
 
-/// etcd 15402: events come while large answers go out on the same connection.
+/// B38, etcd 15402: events come while large answers go out on the same connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b38_large_reads_on_the_same_connection_hold_up_no_event() {
     let (cluster, mut kv) = lone().await;
@@ -260,7 +260,7 @@ async fn b38_large_reads_on_the_same_connection_hold_up_no_event() {
     }
 }
 
-/// Xline 491 and 677, kine 238: where history ends and the present begins, nothing is missed.
+/// B39, Xline 491 and 677, kine 238: where history ends and the present begins, nothing is missed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b39_watchers_that_begin_amid_writes_miss_nothing() {
     let (cluster, mut kv) = lone().await;

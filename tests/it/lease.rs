@@ -276,7 +276,7 @@ async fn renew_through(members: &[&Member], id: i64) {
     }
 }
 
-/// etcd 15247, 12528: a leader that had stood still revoked leases which lived on at its successor.
+/// B41, etcd 15247 and 12528: a leader that had stood still revoked leases which lived on at its successor.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b41_a_leader_that_slept_revokes_nothing_that_lives_at_the_next() {
     let cluster = Cluster::ours(3, &[]).await;

@@ -172,7 +172,7 @@ fn flags_that_are_not_served_are_refused_by_name() {
     check(&["--config-file", "x"], "--config-file");
     check(&["--force-new-cluster=1"], "--force-new-cluster");
     check(&["--downgrade-check-time", "1h"], "--downgrade-check-time");
-    check(&["--feature-gates", "LeaseCheckpoint=true"], "LeaseCheckpoint");
+    check(&["--feature-gates", "PriorityRequest=true"], "PriorityRequest");
     // What says how it is anyhow is taken.
     etcd(&["--client-cert-auth=false", "--discovery-fallback=exit", "--downgrade-check-time=5000ms"]).expect("valid");
 }

@@ -426,7 +426,7 @@ fn a_few_plain_puts_are_applied_by_who_commits_them_while_the_thread_sleeps() {
         "applied 2 at revision 3",
         "answered [1, 2] at revision 3",
         "raft: applied 2",
-        "events 2 at revision 3",
+        "events 2 of 2 to 3 at revision 3",
         "flush 2 of 2 records",
     ];
     assert_eq!(told(), expected, "everyone was told when `commit` returned");

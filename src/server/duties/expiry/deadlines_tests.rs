@@ -186,7 +186,7 @@ fn what_ran_out_while_the_process_stood_still_is_spared_once() {
     assert_eq!(deadlines.due(secs(36), true).revokes, [4]);
 }
 
-/// etcd PR 13508: every change of the leader gave a lease its whole time again.
+/// B43, etcd PR 13508: every change of the leader gave a lease its whole time again.
 #[test]
 fn b43_over_ten_changes_of_the_leader_a_lease_lives_little_longer_than_it_was_granted() {
     let ttl_seconds = 3600;
