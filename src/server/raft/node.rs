@@ -97,6 +97,9 @@ pub struct Node {
     removed_at: Option<u64>,
     /// Where the configuration changed last. A member that was added since ignores older snapshots: it is not in them.
     conf_index: u64,
+    /// What was committed when the configuration changed last. Until it is applied here, another voter of before may have
+    /// acknowledged something that the View of a leader who is alone now lacks.
+    committed_before_conf: u64,
     /// A snapshot is being built; the index applied when it was asked for.
     building: Option<u64>,
     /// The next build is not asked for before this tick: a failed delivery must not start one build after the other.
@@ -149,6 +152,7 @@ impl Node {
             durable_index,
             removed_at: None,
             conf_index: applied,
+            committed_before_conf: 0,
             building: None,
             build_not_before: 0,
             sending: None,
@@ -252,7 +256,12 @@ impl Node {
             commit_index: raft.raft_log.committed,
             last_index: raft.raft_log.last_index(),
             // Applied, not only committed: after a restart the View lacks what the log still replays.
-            lone_leader: raft.state == StateRole::Leader && self.alone() && raft.apply_to_current_term(),
+            lone_leader: raft.state == StateRole::Leader
+                && self.alone()
+                && raft.apply_to_current_term()
+                // A learner applies its promotion, takes requests and answers them, while apply is late here.
+                && !raft.has_pending_conf()
+                && self.applied_index() >= self.committed_before_conf,
             transferring: raft.lead_transferee.is_some(),
         }
     }
@@ -575,6 +584,7 @@ impl Node {
             if let Some(inside) = inside.filter(|inside| inside.node_id != 0) {
                 self.raw.apply_conf_change(&inside).map_err(|error| refused(error.to_string()))?;
                 self.conf_index = index;
+                self.committed_before_conf = self.raw.raft.raft_log.committed;
                 self.raw.mut_store().drop_snapshot();
             }
             if self.removes_self(&change) {

@@ -83,8 +83,12 @@ impl World {
             self.answer(client, Outcome::Refused);
             return Ok(());
         };
+        let members = running.published.cluster.members();
+        let is_learner = members.iter().any(|one| one.id == slot.member.id && one.is_learner);
         match &request {
             Request::Range(range) if range.serializable => return self.serve(client),
+            // As the API does: others may not have applied what made it a member.
+            _ if is_learner => self.answer(client, Outcome::Refused),
             // As `server/read` does: a lone voter that leads has nobody to ask.
             Request::Range(_) if running.raft.lone_leader() => return self.serve(client),
             Request::Range(_) => {

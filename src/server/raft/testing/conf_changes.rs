@@ -14,6 +14,30 @@ fn change_of(entry: &Entry) -> ConfChange {
     ConfChange::decode(entry.data.clone()).unwrap()
 }
 
+/// Found by the simulator: the other voter of two applies its removal and what was committed behind it, and answers; the
+/// leader is alone as soon as it has applied the removal, and its View may not have the rest.
+#[test]
+fn a_leader_is_alone_only_when_it_has_applied_all_that_others_may_have_answered() {
+    let mut cluster = Cluster::new(11, 2);
+    let leader = cluster.until_leader();
+    let other = 3 - leader;
+    cluster.member(leader).apply_stalled = true;
+    let removal = cluster.propose_change(leader, numbers::CONF_REMOVE_NODE, other);
+    cluster.run(leader);
+    let put = cluster.propose(leader);
+    cluster.until("the other one to apply what is behind its removal", 60, |cluster| cluster.applied_at(put).is_some());
+    let entry =
+        cluster.judge.applied.values().find(|entry| entry.r#type == 1 && change_of(entry).id == removal).unwrap();
+    let (index, change) = (entry.index, Some(change_of(entry)));
+    assert!(cluster.applied_at(put) > Some(index));
+    cluster.input(leader, Input::ConfChangeApplied { index, change });
+    cluster.run(leader);
+    let status = cluster.node(leader).status();
+    assert!(status.role == Role::Leader && !status.lone_leader, "{status:?}");
+    cluster.member(leader).apply_stalled = false;
+    cluster.until("the leader to be alone", 60, |cluster| cluster.node(leader).status().lone_leader);
+}
+
 /// Proposes at `id`, waits until the change is applied everywhere, and returns its entry.
 fn change(cluster: &mut Cluster, id: u64, kind: u64, node_id: u64) -> Entry {
     let request_id = cluster.propose_change(id, kind, node_id);
