@@ -32,6 +32,7 @@ use crate::server::propose::Connectivity;
 use crate::server::propose::RaftPort;
 use crate::server::raft::handle::Busy;
 use crate::server::raft::handle::RaftHandle;
+use crate::server::reconfigure::Leadership;
 use crate::server::snapshot::contents::Frozen;
 use crate::server::snapshot::contents::RecordSource;
 use crate::server::snapshot::install::Installer;
@@ -99,6 +100,18 @@ impl RaftPort for Raft {
 
     fn steady_for(&self) -> Duration {
         self.handle().map_or(Duration::ZERO, RaftHandle::steady_for)
+    }
+}
+
+impl Leadership for Raft {
+    fn match_index(&self, member: MemberId) -> Option<u64> {
+        self.handle()?.match_index(member)
+    }
+
+    fn transfer_leader(&self, to: MemberId) {
+        if let Some(raft) = self.handle() {
+            raft.transfer_leader(to);
+        }
     }
 }
 
