@@ -124,10 +124,11 @@ async fn restart_all_but(cluster: &mut Cluster, away: usize) {
     }
 }
 
-/// Starts a member with `--force-new-cluster`, this once.
+/// Starts a member with `--force-new-cluster`, this once: left in place it would throw out whoever joins later.
 fn force(member: &mut Member) {
     member.add_args(&[FORCE]);
     member.start();
+    member.remove_arg(FORCE);
 }
 
 /// B19, bbolt 562, 675, 695: what a member's disk has damaged is given up; the member is removed and comes back as a new
@@ -247,9 +248,12 @@ async fn b49_one_member_of_five_goes_on_alone_with_all_its_data() {
     // One of the others is told that it is out, and ends.
     cluster.members[other].start();
     assert_eq!(exited(&mut cluster, other).await.code(), Some(0), "{}", cluster.logs("removed by force"));
-    // The flag left in place does no harm, and neither does its absence.
+    // The flag left in place does no harm while it is alone, and neither does its absence.
     cluster.members[survivor].terminate();
     cluster.members[survivor].start();
+    cluster.members[survivor].wait_ready().await;
+    cluster.members[survivor].terminate();
+    force(&mut cluster.members[survivor]);
     cluster.members[survivor].wait_ready().await;
     let reread = cluster.members[survivor].get("alone").await.expect("a read");
     assert_eq!(reread.count, 1);

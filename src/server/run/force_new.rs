@@ -28,7 +28,12 @@ pub fn go_alone(restored: &mut Restored, peer_urls: &[String]) -> Result<(), Fai
     let last = restored.machine.applied().index;
     let changes = changes_to_one(restored.machine.membership(), local, peer_urls)?;
     let removed = changes.iter().filter(|change| matches!(change, Change::Remove(_))).count();
-    tracing::warn!(member = %local, kept = last - known_commit, removed, "forcing a new cluster of this member alone");
+    tracing::warn!(
+        member = %local,
+        kept = last - known_commit,
+        removed,
+        "forcing a new cluster of this member alone; start it without --force-new-cluster before others join"
+    );
     let HardState { term, vote, .. } = restored.start.hard_state;
     // The votes of the past were given in terms that end now: this member votes for itself in the next one.
     let term = term.max(restored.machine.applied().term).max(1);
