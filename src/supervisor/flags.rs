@@ -87,6 +87,17 @@ impl Flags {
         Ok((flags, words[at.min(words.len())..].to_vec()))
     }
 
+    /// The same, and flags may also stand right behind the task, where people put them: goreman takes them for processes.
+    pub fn parse_around_task(words: &[String], rpc_port: Option<&str>) -> Result<(Flags, Vec<String>), FlagExit> {
+        let (flags, rest) = Flags::parse(words, rpc_port)?;
+        let Some((task, behind)) = rest.split_first().filter(|(_, behind)| is_flag(behind.first())) else {
+            return Ok((flags, rest));
+        };
+        let before = &words[..words.len() - rest.len()];
+        let (flags, rest) = Flags::parse(&[before, behind].concat(), rpc_port)?;
+        Ok((flags, [std::slice::from_ref(task), &rest].concat()))
+    }
+
     fn defaults(rpc_port: Option<&str>) -> Flags {
         // Decimal and 16 bits; anything else counts as not set (supervisor.md 1.4).
         let port = rpc_port.and_then(|text| text.parse::<u16>().ok());
@@ -125,6 +136,10 @@ impl Flags {
         }
         Ok(())
     }
+}
+
+fn is_flag(word: Option<&String>) -> bool {
+    word.is_some_and(|word| word.len() > 1 && word.starts_with('-') && word != "--")
 }
 
 /// Go's listing of flags: `Usage of NAME:` and two lines a flag.
@@ -216,6 +231,19 @@ mod tests {
         assert_eq!(parse("-").unwrap().1, ["-"]);
         assert_eq!(parse("-p 010 x").unwrap().0.port, 8);
         assert_eq!(parse("-p 1_000 x").unwrap().0.port, 1000);
+    }
+
+    #[test]
+    fn natively_flags_may_follow_the_task() {
+        let parse = |line: &str| {
+            let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            Flags::parse_around_task(&words, None)
+        };
+        let (flags, rest) = parse("-p 16 start -f P2 web").unwrap();
+        assert_eq!((flags.procfile.as_str(), flags.port, rest.join(" ").as_str()), ("P2", 16, "start web"));
+        let (flags, rest) = parse("start web -f P2").unwrap();
+        assert_eq!((flags.procfile.as_str(), rest.join(" ").as_str()), ("Procfile", "start web -f P2"));
+        assert_eq!(parse("start -zz"), Err(FlagExit::Wrong("flag provided but not defined: -zz".to_owned())));
     }
 
     #[test]

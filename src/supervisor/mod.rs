@@ -78,7 +78,11 @@ pub fn main(words: Vec<OsString>, manner: Manner) -> ExitCode {
         Manner::Native => "quorate supervisor".to_owned(),
     };
     let rpc_port = std::env::var("GOREMAN_RPC_PORT").ok();
-    let (flags, rest) = match Flags::parse(&words, rpc_port.as_deref()) {
+    let parsed = match manner {
+        Manner::Original => Flags::parse(&words, rpc_port.as_deref()),
+        Manner::Native => Flags::parse_around_task(&words, rpc_port.as_deref()),
+    };
+    let (flags, rest) = match parsed {
         Ok(parsed) => parsed,
         Err(FlagExit::Listing) => {
             eprint!("{}", flags::listing(&program));
