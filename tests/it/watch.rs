@@ -31,6 +31,7 @@ use crate::cluster::Program;
 use crate::cluster::put;
 use crate::oracle::oracle;
 use crate::recorded::lone_member;
+use crate::support::children_heed_sigint;
 use crate::support::eventually;
 use crate::support::http_get;
 use crate::support::named_program;
@@ -72,6 +73,7 @@ impl Running {
         });
         command.args(words).envs(environment.iter().cloned());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        children_heed_sigint();
         let mut child = command.spawn().expect("the program starts");
         let (out, out_reader) = collect(child.stdout.take().expect("a pipe"));
         let (err, err_reader) = collect(child.stderr.take().expect("a pipe"));
