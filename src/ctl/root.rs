@@ -11,6 +11,7 @@ use super::get;
 use super::help;
 use super::lease;
 use super::member;
+use super::move_leader;
 use super::put;
 use super::snapshot;
 use super::txn;
@@ -31,6 +32,7 @@ pub static ROOT: Command = Command {
             &txn::COMMAND,
             &compaction::COMMAND,
             &endpoint::COMMAND,
+            &move_leader::COMMAND,
             &watch::COMMAND,
             &version::COMMAND,
             &lease::COMMAND,
