@@ -4,6 +4,7 @@ mod bad_input;
 mod behaviour;
 mod behaviour_process;
 mod bench;
+mod clients;
 mod cluster;
 mod cluster_faults;
 mod contract;
