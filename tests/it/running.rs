@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use crate::support::children_heed_sigint;
 use crate::support::eventually;
 
 /// A command that runs while the test does other things.
@@ -43,6 +44,7 @@ impl Running {
         });
         command.args(words).envs(environment.iter().cloned());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        children_heed_sigint();
         let mut child = command.spawn().expect("the program starts");
         let (out, out_reader) = collect(child.stdout.take().expect("a pipe"));
         let (err, err_reader) = collect(child.stderr.take().expect("a pipe"));
