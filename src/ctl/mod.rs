@@ -7,10 +7,12 @@
 //! A new command is a file with a `COMMAND` and a line in `root` (or in its group). Everything that ends a command
 //! early is a `CtlError`; only `main` turns it into a line and an exit code.
 
+mod child;
 mod command;
 mod compaction;
 pub(crate) mod console;
 pub(crate) mod del;
+mod elect;
 mod endpoint;
 mod environment;
 mod error;
@@ -20,6 +22,7 @@ mod go_number;
 mod go_text;
 mod help;
 mod lease;
+mod lock;
 mod log;
 mod member;
 mod move_leader;
@@ -28,6 +31,7 @@ pub(crate) mod put;
 mod root;
 mod session;
 mod snapshot;
+mod turn;
 pub(crate) mod txn;
 mod version;
 mod watch;

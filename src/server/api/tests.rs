@@ -22,6 +22,7 @@ use crate::proto::etcdserverpb::MemberPromoteRequest;
 use crate::proto::etcdserverpb::MemberRemoveRequest;
 use crate::proto::etcdserverpb::MemberUpdateRequest;
 use crate::proto::etcdserverpb::MoveLeaderRequest;
+use crate::proto::etcdserverpb::auth_client::AuthClient;
 use crate::proto::etcdserverpb::cluster_client::ClusterClient;
 use crate::proto::etcdserverpb::kv_client::KvClient;
 use crate::proto::etcdserverpb::lease_client::LeaseClient;
@@ -29,8 +30,6 @@ use crate::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use crate::proto::etcdserverpb::*;
 use crate::proto::health::HealthCheckRequest;
 use crate::proto::health::health_client::HealthClient;
-use crate::proto::v3lockpb::UnlockRequest;
-use crate::proto::v3lockpb::lock_client::LockClient;
 use crate::server::api::fake::CLUSTER;
 use crate::server::api::fake::Fake;
 use crate::server::api::fake::MEMBER;
@@ -323,11 +322,12 @@ async fn methods_of_later_releases_are_unimplemented() {
     let mut codes = Vec::new();
     codes.push(LockClient::new(channel.clone()).unlock(UnlockRequest::default()).await.err());
     codes.push(MaintenanceClient::new(channel.clone()).downgrade(DowngradeRequest::default()).await.err());
+    codes.push(AuthClient::new(channel.clone()).user_list(AuthUserListRequest::default()).await.err());
     for status in codes {
         assert_eq!(status.map(|status| status.code()), Some(Code::Unimplemented));
     }
     assert!(port.metrics().contains(
-        "grpc_server_handled_total{grpc_code=\"Unimplemented\",grpc_method=\"Unlock\",grpc_service=\"v3lockpb.Lock\",\
+        "grpc_server_handled_total{grpc_code=\"Unimplemented\",grpc_method=\"UserList\",grpc_service=\"etcdserverpb.Auth\",\
          grpc_type=\"unary\"} 1"
     ));
 }
