@@ -217,7 +217,7 @@ fn write_batch(database: &Database, batch: &Batch) -> Result<(), redb::Error> {
         for record in &batch.records {
             let kv = &record.kv;
             assert!(
-                kv.mod_revision == schema::mod_revision(record.revision, record.tombstone),
+                kv.mod_revision == schema::mod_revision(record.revision, record.tombstone, &kv.key),
                 "mod revision {} in the record of revision {}",
                 kv.mod_revision,
                 record.revision

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use sha2::Digest;
+use sha2::Digest as _;
 use sha2::Sha256;
 
 use crate::common::failure::Failure;
@@ -68,10 +68,19 @@ impl BoltFile {
 
     /// As `open`, for a file that is open already; `path` is its name in messages.
     pub fn from_file(file: File, path: &Path) -> Result<BoltFile, Failure> {
+        if let Some(digest) = Digest::of(&file, path)?
+            && !digest.matches()
+        {
+            return Err(Failure::damaged(path, "its SHA-256 does not match"));
+        }
+        BoltFile::without_digest(file, path)
+    }
+
+    /// As `from_file`, whatever the digest says.
+    pub fn without_digest(file: File, path: &Path) -> Result<BoltFile, Failure> {
         let mut bytes = file.metadata().map_err(Failure::io("cannot read", path))?.len();
-        if bytes % SECTOR_BYTES == DIGEST_BYTES {
+        if has_digest(bytes) {
             bytes -= DIGEST_BYTES;
-            check_digest(&file, path, bytes)?;
         }
         let meta = newest_meta(&file, path, bytes)?;
         let page_bytes = u64::from(meta.page_bytes);
@@ -285,22 +294,42 @@ fn meta_at(file: &File, path: &Path, bytes: u64, at: u64) -> Result<Option<Meta>
     Ok(Meta::decode(&page[HEADER_BYTES..]).filter(|_| is_meta))
 }
 
-/// Compares the first `bytes` with the SHA-256 behind them.
-fn check_digest(file: &File, path: &Path, bytes: u64) -> Result<(), Failure> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; DIGEST_CHUNK_BYTES];
-    let mut at = 0;
-    while at < bytes {
-        let left = usize::try_from(bytes - at).unwrap_or(usize::MAX);
-        let chunk = &mut buffer[..left.min(DIGEST_CHUNK_BYTES)];
-        file.read_exact_at(chunk, at).map_err(Failure::io("cannot read", path))?;
-        hash.update(&*chunk);
-        at += chunk.len() as u64;
+/// Whether a file of this length ends with a digest.
+pub fn has_digest(bytes: u64) -> bool {
+    bytes % SECTOR_BYTES == DIGEST_BYTES
+}
+
+/// The SHA-256 behind an image: what the file says, and what it should say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest {
+    pub stored: [u8; DIGEST_BYTES as usize],
+    pub computed: [u8; DIGEST_BYTES as usize],
+}
+
+impl Digest {
+    /// Reads the whole file; `None` if it has no digest.
+    pub fn of(file: &File, path: &Path) -> Result<Option<Digest>, Failure> {
+        let bytes = file.metadata().map_err(Failure::io("cannot read", path))?.len();
+        if !has_digest(bytes) {
+            return Ok(None);
+        }
+        let bytes = bytes - DIGEST_BYTES;
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; DIGEST_CHUNK_BYTES];
+        let mut at = 0;
+        while at < bytes {
+            let left = usize::try_from(bytes - at).unwrap_or(usize::MAX);
+            let chunk = &mut buffer[..left.min(DIGEST_CHUNK_BYTES)];
+            file.read_exact_at(chunk, at).map_err(Failure::io("cannot read", path))?;
+            hash.update(&*chunk);
+            at += chunk.len() as u64;
+        }
+        let mut stored = [0; DIGEST_BYTES as usize];
+        file.read_exact_at(&mut stored, bytes).map_err(Failure::io("cannot read", path))?;
+        Ok(Some(Digest { stored, computed: hash.finalize().into() }))
     }
-    let mut expected = [0; DIGEST_BYTES as usize];
-    file.read_exact_at(&mut expected, bytes).map_err(Failure::io("cannot read", path))?;
-    if hash.finalize()[..] != expected {
-        return Err(Failure::damaged(path, "its SHA-256 does not match"));
+
+    pub fn matches(&self) -> bool {
+        self.stored == self.computed
     }
-    Ok(())
 }
