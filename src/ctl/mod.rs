@@ -7,7 +7,7 @@
 //! A new command is a file with a `COMMAND` and a line in `root` (or in its group). Everything that ends a command
 //! early is a `CtlError`; only `main` turns it into a line and an exit code.
 
-mod command;
+pub(crate) mod command;
 mod compaction;
 pub(crate) mod console;
 pub(crate) mod del;
@@ -17,12 +17,12 @@ mod error;
 pub(crate) mod flags;
 pub(crate) mod get;
 mod go_number;
-mod go_text;
-mod help;
+pub(crate) mod go_text;
+pub(crate) mod help;
 mod lease;
 mod log;
 mod member;
-mod print;
+pub(crate) mod print;
 pub(crate) mod put;
 mod root;
 mod session;

@@ -85,6 +85,16 @@ impl RedbCheckpoint {
         Ok(RedbCheckpoint { path: path.to_owned(), database, file: second })
     }
 
+    /// Gives back the free pages of a file that is not in use: its own transactions keep none of our rules, so the live
+    /// database is never given to it.
+    pub fn shrink(path: &Path) -> Result<(), Failure> {
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(Failure::io("cannot open", path))?;
+        let mut database = guarded(path, || Ok(Database::builder().set_cache_size(CACHE_BYTES).create_file(file)?))?;
+        // Each pass makes room for the next, until one finds nothing to move.
+        while database.compact().map_err(|error| redb_failure(path, error.into()))? {}
+        Ok(())
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

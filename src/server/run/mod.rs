@@ -14,6 +14,7 @@ pub mod ports;
 mod powercut_tests;
 pub mod sockets;
 pub mod storage;
+pub mod takeover;
 pub mod versions;
 pub mod watching;
 
@@ -200,6 +201,9 @@ async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
     let machine_config = machine_config(config);
     let reading = tokio::task::spawn_blocking(move || -> Result<(Storage, Restored), Failure> {
         let storage = Storage::open(directories, options)?;
+        if identity.is_none() {
+            takeover::take_over(&storage.directories, machine_config.clone())?;
+        }
         if let Some((identity, founder)) = &identity {
             storage.create_log(identity, *founder)?;
         }

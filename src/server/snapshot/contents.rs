@@ -61,6 +61,20 @@ impl<T: Tables + ?Sized> RecordSource for T {
     }
 }
 
+/// Tables as the source of records.
+pub struct TableRecords(pub Arc<dyn Tables>);
+
+impl RecordSource for TableRecords {
+    fn records(
+        &self,
+        first: Revision,
+        last: Revision,
+        visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
+    ) -> Result<(), Failure> {
+        self.0.records(first, last, visit)
+    }
+}
+
 /// A whole state at one applied index, which does not change any more.
 #[derive(Clone)]
 pub struct Frozen {
@@ -182,6 +196,15 @@ impl Import {
     /// All records in revision order. Ends after the first error.
     pub fn records(&self) -> Result<Records<'_>, Failure> {
         Ok(Records { pairs: self.file.pairs(KEY_BUCKET)?, path: self.file.path() })
+    }
+
+    /// The newest revision of the file; `None` if it has no record.
+    pub fn last_revision(&self) -> Result<Option<Revision>, Failure> {
+        let Some(key) = self.file.last_key(KEY_BUCKET)? else { return Ok(None) };
+        match Revision::from_storage_key(&key) {
+            Some((revision, _)) => Ok(Some(revision)),
+            None => Err(Failure::damaged(self.file.path(), format!("{} is no revision", key.escape_ascii()))),
+        }
     }
 
     /// Length of the image without its digest.

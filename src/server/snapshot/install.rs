@@ -270,11 +270,13 @@ pub fn rename_durably(from: &Path, to: &Path) -> Result<(), Failure> {
     sync_parent(to)
 }
 
-fn incoming_name(index: u64) -> String {
+/// The name of an image that arrives.
+pub fn incoming_name(index: u64) -> String {
     format!("{index:016x}{INCOMING_SUFFIX}")
 }
 
-fn part_name(index: u64) -> String {
+/// The name of a database that is being converted: a start removes it.
+pub fn part_name(index: u64) -> String {
     format!("{index:016x}{PART_SUFFIX}")
 }
 

@@ -124,6 +124,24 @@ impl BoltFile {
         }
     }
 
+    /// The last key of a bucket; `None` if it has none. Reads one page a level.
+    pub fn last_key(&self, bucket: &str) -> Result<Option<Bytes>, Failure> {
+        let root = self.roots()?.into_iter().find(|(name, _)| &name[..] == bucket.as_bytes());
+        let Some((_, root)) = root else { return Ok(None) };
+        let (mut header, mut page) = self.root_page(root)?;
+        for _ in 0..DEPTH_MAX {
+            let cut_off = || self.damaged(format!("the last element of page {} is cut off", header.id));
+            let Some(last) = usize::from(header.count).checked_sub(1) else { return Ok(None) };
+            if header.flags == LEAF_FLAG {
+                let element = page::leaf_element(&page, last).ok_or_else(cut_off)?;
+                return Ok(Some(page.slice(element.key)));
+            }
+            let (_, child) = page::branch_element(&page, last).ok_or_else(cut_off)?;
+            (header, page) = self.page(child)?;
+        }
+        Err(self.damaged(format!("page {} is too deep", header.id)))
+    }
+
     fn roots(&self) -> Result<Vec<(Bytes, Root)>, Failure> {
         let mut roots = Vec::new();
         for pair in Pairs::start(self, Root::Page(self.root), true)? {
@@ -136,6 +154,16 @@ impl BoltFile {
             roots.push((name, root));
         }
         Ok(roots)
+    }
+
+    fn root_page(&self, root: Root) -> Result<(PageHeader, Bytes), Failure> {
+        match root {
+            Root::Page(id) => self.page(id),
+            Root::Inline(page) => {
+                let header = PageHeader::decode(&page).filter(|header| header.flags == LEAF_FLAG);
+                Ok((header.ok_or_else(|| self.damaged("an inline bucket is not a leaf page".into()))?, page))
+            }
+        }
     }
 
     /// Reads a page with its overflow and checks that it is where and what it says.
@@ -184,13 +212,7 @@ struct Level {
 
 impl<'a> Pairs<'a> {
     fn start(file: &'a BoltFile, root: Root, buckets: bool) -> Result<Pairs<'a>, Failure> {
-        let (header, page) = match root {
-            Root::Page(id) => file.page(id)?,
-            Root::Inline(page) => {
-                let header = PageHeader::decode(&page).filter(|header| header.flags == LEAF_FLAG);
-                (header.ok_or_else(|| file.damaged("an inline bucket is not a leaf page".into()))?, page)
-            }
-        };
+        let (header, page) = file.root_page(root)?;
         let mut pairs = Pairs { file, levels: Vec::new(), last: None, buckets, ended: false };
         pairs.descend(header, page)?;
         Ok(pairs)
