@@ -8,7 +8,7 @@
 //! early is a `CtlError`; only `main` turns it into a line and an exit code.
 
 mod child;
-mod command;
+pub(crate) mod command;
 mod compaction;
 pub(crate) mod console;
 pub(crate) mod del;
@@ -19,14 +19,14 @@ mod error;
 pub(crate) mod flags;
 pub(crate) mod get;
 mod go_number;
-mod go_text;
-mod help;
+pub(crate) mod go_text;
+pub(crate) mod help;
 mod lease;
 mod lock;
 mod log;
 mod member;
 mod move_leader;
-mod print;
+pub(crate) mod print;
 pub(crate) mod put;
 mod root;
 mod session;

@@ -320,7 +320,6 @@ async fn methods_of_later_releases_are_unimplemented() {
     let port = Port::start().await;
     let channel = port.channel().await;
     let mut codes = Vec::new();
-    codes.push(LockClient::new(channel.clone()).unlock(UnlockRequest::default()).await.err());
     codes.push(MaintenanceClient::new(channel.clone()).downgrade(DowngradeRequest::default()).await.err());
     codes.push(AuthClient::new(channel.clone()).user_list(AuthUserListRequest::default()).await.err());
     for status in codes {

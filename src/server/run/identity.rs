@@ -86,7 +86,7 @@ fn other_urls(config: &Config, cluster: &InitialCluster) -> Vec<String> {
 }
 
 /// A URL with its host resolved, for comparing.
-fn resolve(url: &str) -> Result<String, String> {
+pub fn resolve(url: &str) -> Result<String, String> {
     let parsed = Url::parse(url)?;
     let mut addresses = parsed.authority().to_socket_addrs().map_err(|error| error.to_string())?;
     let address = addresses.next().ok_or_else(|| format!("{url} has no address"))?;

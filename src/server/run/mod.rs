@@ -15,6 +15,7 @@ mod powercut_tests;
 pub mod promotions;
 pub mod sockets;
 pub mod storage;
+pub mod takeover;
 pub mod versions;
 pub mod watching;
 
@@ -201,6 +202,9 @@ async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
     let machine_config = machine_config(config);
     let reading = tokio::task::spawn_blocking(move || -> Result<(Storage, Restored), Failure> {
         let storage = Storage::open(directories, options)?;
+        if identity.is_none() {
+            takeover::take_over(&storage.directories, machine_config.clone())?;
+        }
         if let Some((identity, founder)) = &identity {
             storage.create_log(identity, *founder)?;
         }
