@@ -13,6 +13,7 @@ pub mod ports;
 #[cfg(test)]
 mod powercut_tests;
 pub mod promotions;
+pub mod security;
 pub mod sockets;
 pub mod storage;
 pub mod takeover;
@@ -48,6 +49,7 @@ use crate::server::run::hashes::check_before_serving;
 use crate::server::run::member::Member;
 use crate::server::run::member::Surroundings;
 use crate::server::run::member::machine_config;
+use crate::server::run::security::Security;
 use crate::server::run::sockets::Sockets;
 use crate::server::run::storage::Directories;
 use crate::server::run::storage::Restored;
@@ -190,11 +192,13 @@ async fn serve(config: &Config) -> Result<Stop, StartError> {
 
 /// Sockets, then the disk, then the member on both.
 async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
-    let sockets = Sockets::bind(config).await.map_err(StartError::Refused)?;
+    let security = Security::open(config).map_err(StartError::Refused)?;
+    let sockets = Sockets::bind(config, &security).await.map_err(StartError::Refused)?;
+    let dialer = security.dialer;
     let directories = Directories::new(&config.data_dir, config.wal_dir.as_deref());
     let identity = match Storage::has_log_in(&directories)? {
         true => None,
-        false => Some(identity::decide(config).await.map_err(StartError::Refused)?),
+        false => Some(identity::decide(config, &dialer).await.map_err(StartError::Refused)?),
     };
     let is_restart = identity.is_none();
     let founders = identity.as_ref().map(|(identity, _)| identity.members.clone()).unwrap_or_default();
@@ -226,9 +230,9 @@ async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
     let registry = new_registry();
     let integrity = IntegrityMetrics::register(&registry);
     if is_restart && config.features.is_on("InitialCorruptCheck") {
-        check_before_serving(&restored, config.request_timeout(), &integrity).await?;
+        check_before_serving(&restored, &dialer, config.request_timeout(), &integrity).await?;
     }
-    let surroundings = Surroundings { config, registry: &registry, ends, integrity };
+    let surroundings = Surroundings { config, registry: &registry, ends, integrity, dialer };
     Ok(Member::start(&surroundings, storage, restored, &founders, sockets)?)
 }
 
