@@ -287,6 +287,18 @@ impl<T> Drop for Waited<T> {
     }
 }
 
+/// Ends a connection that is not wanted. A socket that is closed with bytes unread resets the connection: the other side
+/// is to see an orderly end.
+pub async fn farewell(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let draining = async {
+        stream.shutdown().await?;
+        let mut sink = [0; 1024];
+        while stream.read(&mut sink).await? > 0 {}
+        Ok::<(), io::Error>(())
+    };
+    let _ = tokio::time::timeout(FAREWELL, draining).await;
+}
+
 /// Why a connection is not let in.
 #[derive(Debug)]
 struct Rejection {
@@ -329,20 +341,13 @@ impl Door {
     }
 
     /// Somebody spoke something else than TLS, or went away without a word.
-    pub async fn reject<S>(&self, mut stream: S, remote: Option<SocketAddr>, said_nothing: bool)
+    pub async fn reject<S>(&self, stream: S, remote: Option<SocketAddr>, said_nothing: bool)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let error = if said_nothing { "EOF" } else { words::NOT_TLS };
         self.tell(remote, &Rejection::from(error.to_owned()));
-        // A socket that is closed with bytes unread resets the connection: the other side is to see an orderly end.
-        let draining = async {
-            stream.shutdown().await?;
-            let mut sink = [0; 1024];
-            while stream.read(&mut sink).await? > 0 {}
-            Ok::<(), io::Error>(())
-        };
-        let _ = tokio::time::timeout(FAREWELL, draining).await;
+        farewell(stream).await;
     }
 
     async fn shake(&self, mut wire: Wire, remote: Option<SocketAddr>) -> Result<Box<TlsStream>, Rejection> {

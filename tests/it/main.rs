@@ -4,6 +4,8 @@ mod bad_input;
 mod behaviour;
 mod behaviour_process;
 mod bench;
+#[path = "../../src/common/tls/testing.rs"]
+mod certificates;
 mod clients;
 mod cluster;
 mod cluster_faults;
@@ -34,6 +36,8 @@ mod sockets;
 mod supervisor;
 mod support;
 mod tidy;
+mod tls;
+mod tls_peers;
 mod torture;
 mod transcripts;
 mod wal_interop;

@@ -16,12 +16,12 @@ pub struct Leaf {
     pub common_name: String,
     pub dns_names: Vec<String>,
     pub addresses: Vec<IpAddr>,
-    has_names: bool,
+    pub(super) has_names: bool,
     /// Big-endian, without zeros in front.
     pub serial: Vec<u8>,
     /// Seconds since 1970.
-    not_before: i64,
-    not_after: i64,
+    pub(super) not_before: i64,
+    pub(super) not_after: i64,
     /// May be used by a client, by a server.
     pub usable_by: (bool, bool),
 }

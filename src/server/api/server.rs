@@ -42,6 +42,7 @@ use crate::server::api::socket::Protocol;
 use crate::server::api::socket::Socket;
 use crate::server::api::socket::Stream;
 use crate::server::api::unsent::Unsent;
+use crate::server::handshakes::farewell;
 use crate::server::metrics::fd_limit;
 
 /// Descriptors kept for files and peers.
@@ -323,7 +324,10 @@ async fn open(stream: Stream, entry: &Entry) -> Option<(Protocol, Socket, bool)>
     let (protocol, socket) = sniff(stream).await?;
     match (&entry.door, protocol) {
         // Whoever tries TLS here hears nothing, as from etcd.
-        (None, Protocol::Tls) => None,
+        (None, Protocol::Tls) => {
+            farewell(socket).await;
+            None
+        }
         (None, _) => Some((protocol, socket, false)),
         (Some(door), Protocol::Tls) => {
             let stream = door.let_in(socket.into_wire()?).await?;
