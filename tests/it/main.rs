@@ -20,6 +20,7 @@ mod lease;
 mod lease_recorded;
 mod lock;
 mod lock_commands;
+mod lock_faults;
 mod mixed;
 mod mixed_members;
 mod mixed_work;
