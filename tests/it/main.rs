@@ -23,6 +23,7 @@ mod lease;
 mod lease_recorded;
 mod lock;
 mod lock_commands;
+mod lock_faults;
 mod members;
 mod members_work;
 mod mixed;
