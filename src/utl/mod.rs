@@ -17,7 +17,7 @@ mod hashkv;
 mod log;
 mod print;
 mod restore;
-mod snapshot;
+pub(crate) mod snapshot;
 mod version;
 
 use std::ffi::OsString;

@@ -35,6 +35,16 @@ async fn a_member_comes_over_and_goes_back_with_everything() {
         assert_eq!(revision, filled.revision + 1, "{name}");
         let hash = cluster.members[0].hash_kv(revision).await.expect("a hash").hash;
         assert!(theirs.join("member.etcd/snap/db").exists() && !theirs.join("member/snap/db").exists());
+        // What was kept is etcd's own directory, as it was: whatever we have written since.
+        let kept = theirs.with_extension("kept");
+        copy_dir(&theirs.join("member.etcd"), &kept.join("member"));
+        let mut again = Cluster::prepare(std::slice::from_ref(&program), &[]);
+        again.members[0].replace(program.clone(), kept);
+        again.members[0].start();
+        again.wait_ready().await;
+        holds(&again.members[0], &filled).await;
+        assert_eq!(again.members[0].get("ours").await.expect("a read").count, 0);
+        drop(again);
         // The cluster version has risen meanwhile, perhaps: etcd is given its own line.
         cluster.members[0].kill();
         let back = theirs.with_extension("back");
