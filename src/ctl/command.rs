@@ -205,6 +205,6 @@ mod tests {
         check("e", &["get", "del", "endpoint", "elect"]);
         check("co", &["compaction", "completion"]);
         assert_eq!(look("make-mirror k"), Err(FindError::Unsupported("make-mirror".to_owned())));
-        assert_eq!(look("member add x"), Err(FindError::Unsupported("member add".to_owned())));
+        assert_eq!(look("make-mirror x"), Err(FindError::Unsupported("make-mirror".to_owned())));
     }
 }

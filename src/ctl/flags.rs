@@ -68,7 +68,7 @@ impl Value {
         Ok(match kind {
             Kind::Bool => Value::Bool(go_number::parse_bool(text)?),
             Kind::Int => Value::Int(go_number::parse_int(text, 0)?),
-            Kind::Uint => Value::Uint(go_number::parse_uint(text)?),
+            Kind::Uint => Value::Uint(go_number::parse_uint(text, 0)?),
             Kind::Duration => Value::Duration(go_duration::parse_signed(text)?),
             Kind::Text => Value::Text(text.to_owned()),
             Kind::List => Value::List(read_list(text)?),

@@ -14,6 +14,7 @@ pub mod peer;
 pub mod propose;
 pub mod raft;
 pub mod read;
+pub mod reconfigure;
 pub mod run;
 pub mod snapshot;
 pub mod waiters;

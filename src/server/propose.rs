@@ -39,6 +39,7 @@ use crate::server::raft::handle::RaftHandle;
 use crate::server::raft::state_machine::Refusal;
 use crate::server::waiters::Desk;
 use crate::server::waiters::Notice;
+use crate::server::waiters::Waiting;
 
 /// Entries committed and not yet applied beyond which new proposals are refused (server.md 12).
 pub const UNAPPLIED_ENTRIES_MAX: u64 = 5000;
@@ -58,8 +59,6 @@ pub trait RaftPort: Send + Sync {
     fn read_index(&self, context: Bytes);
     /// This member leads, has committed in its term and is the only voter.
     fn lone_leader(&self) -> bool;
-    /// For how long raft has ticked without a break: a leader that stood still may have been replaced unknowingly.
-    fn steady_for(&self) -> Duration;
 }
 
 impl RaftPort for RaftHandle {
@@ -81,10 +80,6 @@ impl RaftPort for RaftHandle {
 
     fn lone_leader(&self) -> bool {
         RaftHandle::lone_leader(self)
-    }
-
-    fn steady_for(&self) -> Duration {
-        RaftHandle::steady_for(self)
     }
 }
 
@@ -240,10 +235,34 @@ impl Proposer {
 
     /// Proposes a configuration change and waits for it with the caller's patience only, as etcd does: all members
     /// after the change.
+    ///
+    /// A leader drops a change silently while another one is under way, or goes away with it (R19). So it is proposed
+    /// again after a while, by the same id: ids of members are never used twice, so apply rejects all but the first.
+    /// Not an update, which could undo a later one.
     pub async fn configure(&self, change: Change) -> Result<Vec<Member>, Answer> {
+        let may_repeat = !matches!(change, Change::Update(..));
         let id = self.inner.ids.next();
         let change = conf_change(id, &change);
-        let result = self.enter(id, None, || self.inner.raft.propose_conf_change(id, change.clone())).await?;
+        let propose = || self.inner.raft.propose_conf_change(id, change.clone()).map_err(refused_at_the_door);
+        let _pending = Pending::new(&self.inner.metrics);
+        let result = loop {
+            let mut waiting = self.place(id)?;
+            propose()?;
+            let notice = loop {
+                let repeat_after = if may_repeat { 2 * self.inner.limits.election_timeout } else { Duration::MAX };
+                match tokio::time::timeout(repeat_after, waiting.notice()).await {
+                    Ok(notice) => break notice,
+                    Err(_) => propose()?,
+                }
+            };
+            match notice {
+                Notice::Answered(result) => break result?,
+                Notice::Refused(Refusal::NoLeader) => Box::pin(self.until_leader(None)).await?,
+                // It is in no log: another change or a hand-over is under way.
+                Notice::Refused(Refusal::Dropped | Refusal::TermOver) => tokio::time::sleep(NO_LEADER_PAUSE).await,
+                Notice::Lost => return Err(Answer::Timeout),
+            }
+        };
         match result {
             Reply::Members(members) => Ok(members),
             other => Err(Answer::Other(format!("a configuration change was answered with {other:?}"))),
@@ -326,15 +345,8 @@ impl Proposer {
         let start = Instant::now();
         let _pending = Pending::new(&inner.metrics);
         loop {
-            let mut waiting = inner.desk.waiters.register(id).map_err(|_| Answer::TooManyRequests)?;
-            // Asked after the registration: a stop in between has answered it, one before is seen here.
-            if inner.desk.is_stopped() {
-                return Err(Answer::Stopped);
-            }
-            propose().map_err(|busy| match busy {
-                Busy::TooMany => Answer::TooManyRequests,
-                Busy::Stopped => Answer::Stopped,
-            })?;
+            let mut waiting = self.place(id)?;
+            propose().map_err(refused_at_the_door)?;
             let notice = match deadline {
                 Some(deadline) => tokio::time::timeout_at(deadline.into(), waiting.notice()).await,
                 None => Ok(waiting.notice().await),
@@ -355,6 +367,13 @@ impl Proposer {
                 Err(_) => return failed(self.timed_out(start)),
             }
         }
+    }
+
+    /// A place among those who wait.
+    fn place(&self, id: u64) -> Result<Waiting, Answer> {
+        let waiting = self.inner.desk.waiters.register(id).map_err(|_| Answer::TooManyRequests)?;
+        // Asked after the registration: a stop in between has answered it, one before is seen here.
+        if self.inner.desk.is_stopped() { Err(Answer::Stopped) } else { Ok(waiting) }
     }
 
     /// Waits for a leader: `ContextDeadlineExceeded` at the deadline (server.md 2.2).
@@ -398,6 +417,13 @@ impl Proposer {
             Some(leader) => !connected(leader),
         };
         if connection_lost { Answer::TimeoutConnectionLost } else { Answer::Timeout }
+    }
+}
+
+fn refused_at_the_door(busy: Busy) -> Answer {
+    match busy {
+        Busy::TooMany => Answer::TooManyRequests,
+        Busy::Stopped => Answer::Stopped,
     }
 }
 

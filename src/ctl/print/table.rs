@@ -58,7 +58,12 @@ pub fn write(report: &Report<'_>, out: &mut dyn Write) -> io::Result<()> {
         | Report::Delete(_)
         | Report::Txn(_)
         | Report::Lease(_)
-        | Report::Watch(_) => String::new(),
+        | Report::Watch(_)
+        | Report::MemberAdd { .. }
+        | Report::MemberRemove { .. }
+        | Report::MemberUpdate { .. }
+        | Report::MemberPromote { .. }
+        | Report::MoveLeader { .. } => String::new(),
     };
     out.write_all(text.as_bytes())
 }

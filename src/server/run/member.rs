@@ -84,6 +84,8 @@ use crate::server::read::READ_INDEX_RETRY;
 use crate::server::read::ReadMetrics;
 use crate::server::read::Reader;
 use crate::server::read::ReaderParts;
+use crate::server::reconfigure::Reconfigurer;
+use crate::server::reconfigure::ReconfigurerParts;
 use crate::server::run::backend::MemberBackend;
 use crate::server::run::ends::End;
 use crate::server::run::ends::Ends;
@@ -96,6 +98,8 @@ use crate::server::run::ports::PeerList;
 use crate::server::run::ports::Raft;
 use crate::server::run::ports::SnapshotPort;
 use crate::server::run::ports::SnapshotWork;
+use crate::server::run::promotions::PromotionMetrics;
+use crate::server::run::promotions::Promotions;
 use crate::server::run::sockets::Sockets;
 use crate::server::run::storage::Restored;
 use crate::server::run::storage::Storage;
@@ -350,8 +354,24 @@ impl<'a> Assembly<'a> {
         })
     }
 
-    fn backend(&self, proposer: &Proposer, reader: &Reader, keeper: &Keeper) -> Arc<MemberBackend> {
+    fn backend(&self, proposer: &Proposer, reader: &Reader, keeper: &Keeper, peers: &Arc<Peers>) -> Arc<MemberBackend> {
         let config = self.config;
+        let reconfigurer = Arc::new(Reconfigurer::new(ReconfigurerParts {
+            strict: config.strict_reconfig_check,
+            election_timeout: config.election_timeout,
+            proposer: proposer.clone(),
+            raft: self.raft.clone(),
+            desk: self.desk.clone(),
+            cluster: self.published.cluster.clone(),
+            connectivity: Arc::new(Links(peers.clone())),
+        }));
+        let promotions = Promotions {
+            reconfigurer: reconfigurer.clone(),
+            desk: self.desk.clone(),
+            cluster: self.published.cluster.clone(),
+            request_timeout: config.request_timeout(),
+            metrics: PromotionMetrics::register(self.registry),
+        };
         let leases = LeaseRouter {
             keeper: keeper.clone(),
             client: LeaseClient::default(),
@@ -373,6 +393,8 @@ impl<'a> Assembly<'a> {
             proposer: proposer.clone(),
             reader: reader.clone(),
             leases,
+            reconfigurer,
+            promotions,
             desk: self.desk.clone(),
             published: self.published.clone(),
             queue: self.queue.clone(),
@@ -478,7 +500,7 @@ impl Member {
         let raft = assembly.raft_thread(wal, start, &peers)?;
         let (proposer, reader) = (assembly.proposer(&peers), assembly.reader());
         let keeper = assembly.keeper(&proposer, &reader);
-        let backend = assembly.backend(&proposer, &reader, &keeper);
+        let backend = assembly.backend(&proposer, &reader, &keeper, &peers);
         let facts = Facts { backend: backend.clone(), published: assembly.published.clone(), reader: reader.clone() };
         let peer_listener = PeerListener::start(&peers, Arc::new(facts), sockets.peer)
             .map_err(|error| Failure::Refused(format!("cannot serve peers: {error}")))?;

@@ -12,6 +12,7 @@ pub mod member;
 pub mod ports;
 #[cfg(test)]
 mod powercut_tests;
+pub mod promotions;
 pub mod sockets;
 pub mod storage;
 pub mod takeover;

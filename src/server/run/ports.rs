@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -32,6 +31,7 @@ use crate::server::propose::Connectivity;
 use crate::server::propose::RaftPort;
 use crate::server::raft::handle::Busy;
 use crate::server::raft::handle::RaftHandle;
+use crate::server::reconfigure::Leadership;
 use crate::server::snapshot::contents::Frozen;
 use crate::server::snapshot::contents::RecordSource;
 use crate::server::snapshot::install::Installer;
@@ -96,9 +96,17 @@ impl RaftPort for Raft {
     fn lone_leader(&self) -> bool {
         self.handle().is_some_and(RaftHandle::lone_leader)
     }
+}
 
-    fn steady_for(&self) -> Duration {
-        self.handle().map_or(Duration::ZERO, RaftHandle::steady_for)
+impl Leadership for Raft {
+    fn match_index(&self, member: MemberId) -> Option<u64> {
+        self.handle()?.match_index(member)
+    }
+
+    fn transfer_leader(&self, to: MemberId) {
+        if let Some(raft) = self.handle() {
+            raft.transfer_leader(to);
+        }
     }
 }
 
