@@ -9,12 +9,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::common::ids::MemberId;
 use crate::common::version::Version;
 use crate::ctl::flags::Flag;
 use crate::ctl::flags::Kind;
 use crate::ctl::go_text;
+use crate::proto::raftpb::Entry;
+use crate::proto::raftpb::HardState;
 use crate::proto::walpb;
 use crate::server::apply::alarm::AlarmsHandle;
+use crate::server::apply::decode::Command as Applied;
+use crate::server::apply::decode::Request;
+use crate::server::apply::decode::decode;
+use crate::server::apply::machine::Machine;
 use crate::server::apply::machine::MachineConfig;
 use crate::server::apply::published::Published;
 use crate::server::apply::quota::Space;
@@ -127,6 +134,8 @@ impl Exported {
             machine.config().space.clone(),
             machine.store().views(),
         );
+        let entries = commit_alone(&mut machine, local, start.entries)?;
+        let commit = start.hard_state.commit.max(machine.applied().index);
         machine.take_batch();
         machine.publish_all(&published);
         let frozen = machine.freeze();
@@ -135,13 +144,12 @@ impl Exported {
             return Err(UtlError::failed("nothing was ever applied here: let etcd join the cluster instead"));
         }
         let mut buckets = frozen.buckets;
-        let entries: Vec<_> = start.entries.into_iter().filter(|entry| entry.index > applied.index).collect();
         let is_lowered = lower(&mut buckets, machine.membership().version(), target)?;
-        if is_lowered && !entries.is_empty() {
+        if is_lowered && let Some(entry) = entries.iter().find(|entry| !every_etcd_knows(entry)) {
             let text = format!(
-                "the log holds {} entries that are not committed, and an older etcd may not know them: start the \
-                 cluster, let it agree, and stop it again",
-                entries.len()
+                "log entry {} is not committed yet, and an older etcd may not know it: start the cluster, let it agree, \
+                 and stop it again",
+                entry.index
             );
             return Err(UtlError::failed(text));
         }
@@ -152,7 +160,7 @@ impl Exported {
             v2_store: Bytes::from(v2_store::to_json(&membership)),
             log: Log {
                 metadata: walpb::Metadata { node_id: local.0, cluster_id: cluster.0 },
-                hard_state: start.hard_state,
+                hard_state: HardState { commit, ..start.hard_state },
                 snapshot,
                 entries,
             },
@@ -189,6 +197,31 @@ impl Exported {
             ));
         }
         text
+    }
+}
+
+/// Applies what is not committed as far as this member alone is the quorum, for then its own log commits it: a lone voter that
+/// was killed has acknowledged entries of which its log does not say yet that they are committed. What is left behind them.
+fn commit_alone(machine: &mut Machine, local: MemberId, entries: Vec<Entry>) -> Result<Vec<Entry>, UtlError> {
+    let applied = machine.applied().index;
+    let mut waiting = entries.into_iter().filter(|entry| entry.index > applied);
+    // Asked before each: a change among them may bring in a second voter.
+    while machine.applied().conf_state.voters == [local.0]
+        && let Some(entry) = waiting.next()
+    {
+        machine.apply_entry(&entry)?;
+    }
+    Ok(waiting.collect())
+}
+
+/// Whether an entry means the same to every etcd since 3.4: a key, a lease, a member, but no word about versions.
+fn every_etcd_knows(entry: &Entry) -> bool {
+    match decode(entry) {
+        Ok(Applied::Request { request, .. }) => {
+            !matches!(request, Request::ClusterVersion(_) | Request::MemberAttributes { .. } | Request::Downgrade(_))
+        }
+        Ok(Applied::Empty | Applied::Reconfigure { .. }) => true,
+        Err(_) => false,
     }
 }
 

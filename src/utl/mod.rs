@@ -17,7 +17,7 @@ mod hashkv;
 mod log;
 mod print;
 mod restore;
-mod snapshot;
+pub(crate) mod snapshot;
 mod version;
 
 use std::ffi::OsString;
@@ -152,11 +152,10 @@ mod tests {
             "couldn't find local name \"foo\" in the initial cluster configuration",
         );
         check(
-            "snapshot restore /none/x --data-dir /none/y --initial-cluster foo=http://127.0.0.1:1 --name foo \
-             --initial-advertise-peer-urls http://127.0.0.1:2380",
+            "snapshot restore /none/x --data-dir /none/y --initial-cluster foo=http://127.0.0.1:1 --name foo",
             1,
             "--initial-cluster has foo=http://127.0.0.1:1 but missing from \
-             --initial-advertise-peer-urls=http://127.0.0.1:2380 (resolved urls: \"http://127.0.0.1:2380\" != \
+             --initial-advertise-peer-urls=http://localhost:2380 (resolved urls: \"http://localhost:2380\" != \
              \"http://127.0.0.1:1\")",
         );
         check(

@@ -94,9 +94,12 @@ fn other_urls(config: &Config, cluster: &InitialCluster) -> Vec<String> {
     others.flat_map(|(_, urls)| urls.clone()).collect()
 }
 
-/// A URL with its host resolved, for comparing.
+/// A URL with its host resolved, for comparing. As in etcd, `localhost` stays what it is.
 pub fn resolve(url: &str) -> Result<String, String> {
     let parsed = Url::parse(url)?;
+    if parsed.host() == "localhost" {
+        return Ok(url.to_owned());
+    }
     let mut addresses = parsed.authority().to_socket_addrs().map_err(|error| error.to_string())?;
     let address = addresses.next().ok_or_else(|| format!("{url} has no address"))?;
     Ok(format!("{}://{address}", parsed.scheme().as_str()))

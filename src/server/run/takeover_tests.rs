@@ -118,6 +118,19 @@ fn an_etcd_directory_becomes_ours_and_is_kept_beside() {
 }
 
 #[test]
+fn a_log_in_another_place_stays_there_and_is_kept_too() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, wal) = (temp.path().join("data"), temp.path().join("log"));
+    let before = etcds(&data, &state(5, 20), &[7], 3);
+    fs::rename(&before.wal, &wal).unwrap();
+    let segments = files(&wal);
+    let directories = Directories::new(&data, Some(&wal));
+    assert_eq!(start(&directories).map(|(applied, revision, _)| (applied, revision)).unwrap(), (8, 21));
+    assert!(files(&data.join(BACKUP).join("wal")).values().eq(segments.values()));
+    assert!(wal.exists() && !data.join("member/wal").exists());
+}
+
+#[test]
 fn a_takeover_that_dies_at_any_step_begins_again() {
     let expected = {
         let temp = tempfile::tempdir().unwrap();
