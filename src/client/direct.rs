@@ -19,12 +19,15 @@ use super::CallError;
 use super::RECEIVE_BYTES_MAX;
 use super::connection::WINDOW_BYTES;
 use super::endpoint::Endpoint;
+use super::endpoint::Transport;
 use crate::proto::etcdserverpb::CompactionRequest;
 use crate::proto::etcdserverpb::CompactionResponse;
 use crate::proto::etcdserverpb::DeleteRangeRequest;
 use crate::proto::etcdserverpb::DeleteRangeResponse;
 use crate::proto::etcdserverpb::LeaseGrantRequest;
 use crate::proto::etcdserverpb::LeaseGrantResponse;
+use crate::proto::etcdserverpb::LeaseKeepAliveRequest;
+use crate::proto::etcdserverpb::LeaseKeepAliveResponse;
 use crate::proto::etcdserverpb::LeaseRevokeRequest;
 use crate::proto::etcdserverpb::LeaseRevokeResponse;
 use crate::proto::etcdserverpb::PutRequest;
@@ -64,14 +67,15 @@ struct Targets {
     compact: Uri,
     lease_grant: Uri,
     lease_revoke: Uri,
+    lease_keep_alive: Uri,
 }
 
 impl Direct {
     /// Dials `endpoint`. The second value runs until the connection ends and must be polled meanwhile.
     pub async fn open(endpoint: &str) -> Result<(Direct, impl Future<Output = ()> + Send + use<>), String> {
         let parsed = Endpoint::parse(endpoint);
-        if parsed.secure {
-            return Err(super::OpenError::TlsUnsupported(endpoint.to_owned()).to_string());
+        if parsed.transport == Transport::Tls {
+            return Err(format!("endpoint {endpoint} asks for TLS, which these calls do not speak"));
         }
         let target = |method: &str| {
             let path = format!("/etcdserverpb.{method}");
@@ -86,6 +90,7 @@ impl Direct {
             compact: target("KV/Compact")?,
             lease_grant: target("Lease/LeaseGrant")?,
             lease_revoke: target("Lease/LeaseRevoke")?,
+            lease_keep_alive: target("Lease/LeaseKeepAlive")?,
         });
         let socket = parsed.dial().await?;
         let (sender, connection) = h2::client::Builder::new()
@@ -131,6 +136,15 @@ impl Direct {
 
     pub async fn lease_revoke(&mut self, request: &LeaseRevokeRequest) -> Result<LeaseRevokeResponse, DirectError> {
         let target = self.targets.lease_revoke.clone();
+        self.call(target, request).await
+    }
+
+    /// One renewal on a stream of its own, which is as good as a call without a stream.
+    pub async fn lease_keep_alive(
+        &mut self,
+        request: &LeaseKeepAliveRequest,
+    ) -> Result<LeaseKeepAliveResponse, DirectError> {
+        let target = self.targets.lease_keep_alive.clone();
         self.call(target, request).await
     }
 

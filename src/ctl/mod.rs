@@ -7,27 +7,31 @@
 //! A new command is a file with a `COMMAND` and a line in `root` (or in its group). Everything that ends a command
 //! early is a `CtlError`; only `main` turns it into a line and an exit code.
 
-mod command;
+mod child;
+pub(crate) mod command;
 mod compaction;
 pub(crate) mod console;
 pub(crate) mod del;
+mod elect;
 mod endpoint;
 mod environment;
 mod error;
 pub(crate) mod flags;
 pub(crate) mod get;
 mod go_number;
-mod go_text;
-mod help;
+pub(crate) mod go_text;
+pub(crate) mod help;
 mod lease;
+mod lock;
 mod log;
 mod member;
 mod move_leader;
-mod print;
+pub(crate) mod print;
 pub(crate) mod put;
 mod root;
 mod session;
 mod snapshot;
+mod turn;
 pub(crate) mod txn;
 mod version;
 mod watch;

@@ -4,12 +4,14 @@ use super::command::Action;
 use super::command::Command;
 use super::compaction;
 use super::del;
+use super::elect;
 use super::endpoint;
 use super::flags::Flag;
 use super::flags::Kind;
 use super::get;
 use super::help;
 use super::lease;
+use super::lock;
 use super::member;
 use super::move_leader;
 use super::put;
@@ -38,6 +40,8 @@ pub static ROOT: Command = Command {
             &lease::COMMAND,
             &member::COMMAND,
             &snapshot::COMMAND,
+            &lock::COMMAND,
+            &elect::COMMAND,
             &help::OPTIONS,
             &help::HELP,
         ],

@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod cluster;
 pub mod config;
 pub mod duties;
+pub mod handshakes;
 pub mod lease;
 pub mod metrics;
 pub mod mvcc;

@@ -59,8 +59,6 @@ pub trait RaftPort: Send + Sync {
     fn read_index(&self, context: Bytes);
     /// This member leads, has committed in its term and is the only voter.
     fn lone_leader(&self) -> bool;
-    /// For how long raft has ticked without a break: a leader that stood still may have been replaced unknowingly.
-    fn steady_for(&self) -> Duration;
 }
 
 impl RaftPort for RaftHandle {
@@ -82,10 +80,6 @@ impl RaftPort for RaftHandle {
 
     fn lone_leader(&self) -> bool {
         RaftHandle::lone_leader(self)
-    }
-
-    fn steady_for(&self) -> Duration {
-        RaftHandle::steady_for(self)
     }
 }
 

@@ -118,6 +118,17 @@ impl Cluster {
         position
     }
 
+    /// Has members speak TLS with each other; `words` are the flags of the member at a position.
+    pub fn secure_peers(&mut self, words: impl Fn(usize) -> Vec<String>) {
+        for (position, member) in self.members.iter_mut().enumerate() {
+            for flag in ["--listen-peer-urls", "--initial-advertise-peer-urls", "--initial-cluster"] {
+                let value = member.arg(flag).replace("http://", "https://");
+                member.set_arg(flag, &value);
+            }
+            member.args.extend(words(position));
+        }
+    }
+
     /// Waits until every running member serves a linearizable read.
     pub async fn wait_ready(&self) {
         for member in self.members.iter().filter(|member| member.is_running()) {
@@ -326,6 +337,11 @@ impl Member {
     /// Adds words to the command line of later starts.
     pub fn add_args(&mut self, words: &[&str]) {
         self.args.extend(words.iter().map(|word| word.to_string()));
+    }
+
+    fn arg(&self, flag: &str) -> String {
+        let at = self.args.iter().position(|word| word == flag).unwrap_or_else(|| panic!("{flag} is not set"));
+        self.args[at + 1].clone()
     }
 
     /// Takes a word off the command line of later starts.

@@ -68,7 +68,8 @@ pub fn write(report: &Report<'_>, out: &mut dyn Write) -> io::Result<()> {
     out.write_all(text.as_bytes())
 }
 
-fn draw(headings: &[&str], rows: Vec<Vec<String>>) -> String {
+/// A table of these rows, with its newline.
+pub fn draw(headings: &[&str], rows: Vec<Vec<String>>) -> String {
     let header_only = rows.is_empty();
     let mut builder = Builder::new();
     builder.push_record(headings.iter().copied());

@@ -127,7 +127,7 @@ const SERVICES: [(&str, &[(&str, Kind)]); 9] = [
 ];
 
 /// Methods of etcd that this release answers with UNIMPLEMENTED: all of these services, and single ones of others.
-const LATER_SERVICES: [&str; 3] = ["etcdserverpb.Auth", "v3lockpb.Lock", "v3electionpb.Election"];
+const LATER_SERVICES: [&str; 1] = ["etcdserverpb.Auth"];
 const LATER_METHODS: [&str; 1] = ["Downgrade"];
 
 impl Method {
@@ -194,6 +194,8 @@ mod tests {
         check("/etcdserverpb.Maintenance/Snapshot", Some((ServerStream, true)));
         check("/etcdserverpb.Maintenance/MoveLeader", Some((Unary, true)));
         check("/etcdserverpb.Maintenance/Downgrade", Some((Unary, false)));
+        check("/v3lockpb.Lock/Lock", Some((Unary, true)));
+        check("/v3electionpb.Election/Observe", Some((ServerStream, true)));
         check("/etcdserverpb.KV/Nope", None);
         assert_eq!(all().count(), 51);
     }

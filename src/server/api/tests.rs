@@ -22,6 +22,7 @@ use crate::proto::etcdserverpb::MemberPromoteRequest;
 use crate::proto::etcdserverpb::MemberRemoveRequest;
 use crate::proto::etcdserverpb::MemberUpdateRequest;
 use crate::proto::etcdserverpb::MoveLeaderRequest;
+use crate::proto::etcdserverpb::auth_client::AuthClient;
 use crate::proto::etcdserverpb::cluster_client::ClusterClient;
 use crate::proto::etcdserverpb::kv_client::KvClient;
 use crate::proto::etcdserverpb::lease_client::LeaseClient;
@@ -29,8 +30,6 @@ use crate::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use crate::proto::etcdserverpb::*;
 use crate::proto::health::HealthCheckRequest;
 use crate::proto::health::health_client::HealthClient;
-use crate::proto::v3lockpb::UnlockRequest;
-use crate::proto::v3lockpb::lock_client::LockClient;
 use crate::server::api::fake::CLUSTER;
 use crate::server::api::fake::Fake;
 use crate::server::api::fake::MEMBER;
@@ -321,13 +320,13 @@ async fn methods_of_later_releases_are_unimplemented() {
     let port = Port::start().await;
     let channel = port.channel().await;
     let mut codes = Vec::new();
-    codes.push(LockClient::new(channel.clone()).unlock(UnlockRequest::default()).await.err());
     codes.push(MaintenanceClient::new(channel.clone()).downgrade(DowngradeRequest::default()).await.err());
+    codes.push(AuthClient::new(channel.clone()).user_list(AuthUserListRequest::default()).await.err());
     for status in codes {
         assert_eq!(status.map(|status| status.code()), Some(Code::Unimplemented));
     }
     assert!(port.metrics().contains(
-        "grpc_server_handled_total{grpc_code=\"Unimplemented\",grpc_method=\"Unlock\",grpc_service=\"v3lockpb.Lock\",\
+        "grpc_server_handled_total{grpc_code=\"Unimplemented\",grpc_method=\"UserList\",grpc_service=\"etcdserverpb.Auth\",\
          grpc_type=\"unary\"} 1"
     ));
 }
@@ -656,11 +655,14 @@ async fn stopping_lets_calls_end_and_then_cuts() {
 #[tokio::test]
 async fn strangers_are_told_plainly() {
     let port = Port::start().await;
-    let mut stream = TcpStream::connect(port.address).await.expect("connects");
-    stream.write_all(b"\x16\x03\x01\x02\x00garbage\r\n\r\n").await.expect("written");
-    let mut response = Vec::new();
-    stream.read_to_end(&mut response).await.expect("read");
-    assert!(response.starts_with(b"HTTP/1.1 400 "), "{response:?}");
+    // TLS hears nothing at all, as from etcd.
+    for (words, answer) in [(&b"\x17garbage"[..], &b"HTTP/1.1 400 "[..]), (b"\x16\x03\x01\x02\x00garbage", b"")] {
+        let mut stream = TcpStream::connect(port.address).await.expect("connects");
+        stream.write_all(&[words, &[b'x'; 300], b"\r\n\r\n"].concat()).await.expect("written");
+        let mut response = Vec::new();
+        stream.read_to_end(&mut response).await.expect("read");
+        assert!(response.starts_with(answer) && response.is_empty() == answer.is_empty(), "{response:?}");
+    }
     let mut client = tonic::client::Grpc::new(port.channel().await);
     client.ready().await.expect("ready");
     let codec: tonic_prost::ProstCodec<RangeRequest, RangeResponse> = tonic_prost::ProstCodec::default();

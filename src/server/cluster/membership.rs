@@ -22,7 +22,7 @@ use crate::server::cluster::member::Member;
 /// A change of a bucket: `None` deletes.
 type Pair = (Bucket, Bytes, Option<Bytes>);
 
-const CLUSTER_VERSION_KEY: &[u8] = b"clusterVersion";
+pub const CLUSTER_VERSION_KEY: &[u8] = b"clusterVersion";
 const DOWNGRADE_KEY: &[u8] = b"downgrade";
 const REMOVED_VALUE: &[u8] = b"removed";
 

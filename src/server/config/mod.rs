@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::common::logging::LogConfig;
+use crate::common::tls::Settings;
 use crate::common::urls::Urls;
 use crate::server::config::exit::Exit;
 use crate::server::config::features::FeatureGates;
@@ -71,6 +72,13 @@ pub struct Config {
     pub advertise_client_urls: Urls,
     pub reuse_port: bool,
     pub reuse_address: bool,
+
+    pub client_tls: Settings,
+    pub peer_tls: Settings,
+    pub auto_tls: bool,
+    pub peer_auto_tls: bool,
+    /// Years.
+    pub self_signed_cert_validity: u64,
 
     /// As typed: it is only read when there is no log yet (`initial_cluster()`).
     pub initial_cluster_text: String,

@@ -99,10 +99,6 @@ impl RaftPort for World {
     fn lone_leader(&self) -> bool {
         true
     }
-
-    fn steady_for(&self) -> Duration {
-        Duration::MAX
-    }
 }
 
 impl RaftReports for World {

@@ -82,10 +82,6 @@ impl RaftPort for FakeRaft {
     fn lone_leader(&self) -> bool {
         false
     }
-
-    fn steady_for(&self) -> Duration {
-        Duration::MAX
-    }
 }
 
 struct Connected(BTreeMap<MemberId, Instant>);

@@ -16,7 +16,6 @@ use std::time::Instant;
 
 use super::config::RaftConfig;
 use super::config::Start;
-use super::handle::Pulse;
 use super::handle::RaftHandle;
 use super::handle::Shared;
 use super::input::Effect;
@@ -180,7 +179,6 @@ impl Driver {
         let checkpoints = std::mem::take(&mut waiting.checkpoints);
         self.step_all(waiting)?;
         if due {
-            self.beat();
             self.step(Input::Tick)?;
         }
         self.rounds()?;
@@ -261,12 +259,6 @@ impl Driver {
             self.next_tick += self.tick;
         }
         true
-    }
-
-    fn beat(&self) {
-        let now = Instant::now();
-        let mut pulse = self.shared.pulse.lock().unwrap_or_else(PoisonError::into_inner);
-        *pulse = Some(pulse.map_or(Pulse::new(self.tick, now), |pulse| pulse.beat(now)));
     }
 
     /// Does rounds until nothing waits.

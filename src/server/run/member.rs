@@ -60,6 +60,7 @@ use crate::server::duties::nospace;
 use crate::server::duties::publish::PublishGate;
 use crate::server::duties::publish::Publisher;
 use crate::server::duties::version;
+use crate::server::peer::dialer::Dialer;
 use crate::server::peer::lease_client::LeaseClient;
 use crate::server::peer::listener::PeerListener;
 use crate::server::peer::metrics::PeerMetrics;
@@ -148,6 +149,7 @@ pub struct Surroundings<'a> {
     pub registry: &'a Registry,
     pub ends: &'a Ends,
     pub integrity: IntegrityMetrics,
+    pub dialer: Dialer,
 }
 
 /// The part of the state that does not come from the log.
@@ -167,6 +169,7 @@ struct Assembly<'a> {
     registry: &'a Registry,
     ends: &'a Ends,
     integrity: IntegrityMetrics,
+    dialer: Dialer,
     local: MemberId,
     cluster: ClusterId,
     /// Durations are measured from here.
@@ -194,7 +197,7 @@ impl<'a> Assembly<'a> {
         machine: &Machine,
         checkpoint: RedbCheckpoint,
     ) -> Result<Assembly<'a>, Failure> {
-        let Surroundings { config, registry, ends, integrity } = surroundings;
+        let Surroundings { config, registry, ends, integrity, dialer } = surroundings;
         let applied = machine.applied().index;
         let desk = Arc::new(Desk::new(applied, DeskMetrics::register(registry)));
         let queue = ApplyHandle::new(desk.clone(), ends.on_failure());
@@ -209,6 +212,7 @@ impl<'a> Assembly<'a> {
             registry,
             ends,
             integrity: integrity.clone(),
+            dialer: dialer.clone(),
             local,
             cluster,
             epoch: Instant::now(),
@@ -238,6 +242,7 @@ impl<'a> Assembly<'a> {
                 local: self.local,
                 cluster: self.cluster,
                 peer_urls: urls::strings(&self.config.advertise_peer_urls),
+                dialer: self.dialer.clone(),
                 removed: machine.membership().removed().collect(),
                 timing: Timing::default(),
             },
@@ -366,6 +371,7 @@ impl<'a> Assembly<'a> {
             connectivity: Arc::new(Links(peers.clone())),
         }));
         let promotions = Promotions {
+            dialer: self.dialer.clone(),
             reconfigurer: reconfigurer.clone(),
             desk: self.desk.clone(),
             cluster: self.published.cluster.clone(),
@@ -374,7 +380,7 @@ impl<'a> Assembly<'a> {
         };
         let leases = LeaseRouter {
             keeper: keeper.clone(),
-            client: LeaseClient::default(),
+            client: LeaseClient::new(self.dialer.clone()),
             desk: self.desk.clone(),
             cluster: self.published.cluster.clone(),
             request_timeout: config.request_timeout(),
@@ -428,7 +434,7 @@ impl<'a> Assembly<'a> {
             proposer.clone(),
             self.desk.clone(),
             self.published.cluster.clone(),
-            Arc::new(PeerVersions),
+            Arc::new(PeerVersions(self.dialer.clone())),
             version::CHECK_INTERVAL,
         ));
         if let Some(mode) = self.config.auto_compaction {
@@ -445,7 +451,8 @@ impl<'a> Assembly<'a> {
         reader: &Reader,
         backend: &Arc<MemberBackend>,
     ) {
-        let peers = PeerHashes { cluster: self.cluster, timeout: self.config.request_timeout() };
+        let (dialer, timeout) = (self.dialer.clone(), self.config.request_timeout());
+        let peers = PeerHashes { dialer, cluster: self.cluster, timeout };
         let integrity = Integrity {
             proposer: proposer.clone(),
             reader: reader.clone(),

@@ -14,8 +14,10 @@ pub mod ports;
 #[cfg(test)]
 mod powercut_tests;
 pub mod promotions;
+pub mod security;
 pub mod sockets;
 pub mod storage;
+pub mod takeover;
 pub mod versions;
 pub mod watching;
 
@@ -49,6 +51,7 @@ use crate::server::run::hashes::check_before_serving;
 use crate::server::run::member::Member;
 use crate::server::run::member::Surroundings;
 use crate::server::run::member::machine_config;
+use crate::server::run::security::Security;
 use crate::server::run::sockets::Sockets;
 use crate::server::run::storage::Directories;
 use crate::server::run::storage::Restored;
@@ -191,11 +194,13 @@ async fn serve(config: &Config) -> Result<Stop, StartError> {
 
 /// Sockets, then the disk, then the member on both.
 async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
-    let sockets = Sockets::bind(config).await.map_err(StartError::Refused)?;
+    let security = Security::open(config).map_err(StartError::Refused)?;
+    let sockets = Sockets::bind(config, &security).await.map_err(StartError::Refused)?;
+    let dialer = security.dialer;
     let directories = Directories::new(&config.data_dir, config.wal_dir.as_deref());
     let identity = match Storage::has_log_in(&directories)? {
         true => None,
-        false => Some(identity::decide(config).await.map_err(StartError::Refused)?),
+        false => Some(identity::decide(config, &dialer).await.map_err(StartError::Refused)?),
     };
     let is_restart = identity.is_none();
     let founders = identity.as_ref().map(|(identity, _)| identity.members.clone()).unwrap_or_default();
@@ -205,6 +210,9 @@ async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
     let force_new = (config.force_new_cluster && is_restart).then(|| urls::strings(&config.advertise_peer_urls));
     let reading = tokio::task::spawn_blocking(move || -> Result<(Storage, Restored), Failure> {
         let storage = Storage::open(directories, options)?;
+        if identity.is_none() {
+            takeover::take_over(&storage.directories, machine_config.clone())?;
+        }
         if let Some((identity, founder)) = &identity {
             storage.create_log(identity, *founder)?;
         }
@@ -230,9 +238,9 @@ async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
     let registry = new_registry();
     let integrity = IntegrityMetrics::register(&registry);
     if is_restart && config.features.is_on("InitialCorruptCheck") {
-        check_before_serving(&restored, config.request_timeout(), &integrity).await?;
+        check_before_serving(&restored, &dialer, config.request_timeout(), &integrity).await?;
     }
-    let surroundings = Surroundings { config, registry: &registry, ends, integrity };
+    let surroundings = Surroundings { config, registry: &registry, ends, integrity, dialer };
     Ok(Member::start(&surroundings, storage, restored, &founders, sockets)?)
 }
 

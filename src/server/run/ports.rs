@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -96,10 +95,6 @@ impl RaftPort for Raft {
 
     fn lone_leader(&self) -> bool {
         self.handle().is_some_and(RaftHandle::lone_leader)
-    }
-
-    fn steady_for(&self) -> Duration {
-        self.handle().map_or(Duration::ZERO, RaftHandle::steady_for)
     }
 }
 

@@ -63,7 +63,7 @@
 //! | B41 | `b41_a_leader_that_slept_revokes_nothing_that_lives_at_the_next` (it/lease.rs); its disk is not stalled yet |
 //! | B42 | `b42_no_renewal_succeeds_behind_an_acknowledged_revoke` (it/historic_lease.rs) |
 //! | B43 | `b43_over_ten_changes_of_the_leader_a_lease_lives_little_longer_than_it_was_granted` (duties/expiry) |
-//! | B44 | not yet: no locks |
+//! | B44 | `b44_a_session_that_ended_in_the_queue_gets_no_lock` (it/lock.rs) |
 //! | B45 | `b45_leases_that_came_and_went_leave_nothing_behind` (it/historic_lease.rs) |
 //! | B46 | `b46_a_member_is_added_while_another_is_down` (raft/testing/conf_changes.rs) |
 //! | B46 | `b46_a_member_is_added_beside_a_dead_one_only_while_a_quorum_is_left` (it/historic_members.rs) |
