@@ -17,6 +17,7 @@ mod historic_watch;
 mod http_recorded;
 mod lease;
 mod lease_recorded;
+mod lone_client;
 mod mixed;
 mod mixed_members;
 mod mixed_work;

@@ -39,6 +39,7 @@ use crate::server::api::socket::Protocol;
 use crate::server::api::socket::Socket;
 use crate::server::api::socket::Stream;
 use crate::server::api::unsent::Unsent;
+use crate::server::company::Company;
 use crate::server::metrics::fd_limit;
 
 /// Descriptors kept for files and peers.
@@ -72,6 +73,8 @@ pub struct ServeOptions {
     pub connections_max: usize,
     /// `--metrics extensive`: a histogram for each method.
     pub extensive_metrics: bool,
+    /// Where connections say that calls came.
+    pub company: Arc<Company>,
 }
 
 /// What a listener answers.
@@ -212,6 +215,7 @@ impl ApiServer {
 
     async fn http2(self: Arc<ApiServer>, socket: Socket, mut stop: watch::Receiver<bool>) -> Result<(), hyper::Error> {
         let starts = Starts::default();
+        let company = self.options.company.clone();
         let mut builder = http2::Builder::new(starts.clone());
         builder
             .timer(TokioTimer::new())
@@ -230,7 +234,7 @@ impl ApiServer {
             Box::pin(async move { Ok::<Response<Body>, Infallible>(server.grpc.call(request).await) })
         });
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(socket), service));
-        let mut calls = Calls::new(starts);
+        let mut calls = Calls::new(starts, company.visitor());
         tokio::select! {
             ended = calls.run_with(connection.as_mut()) => return ended,
             () = stopped(&mut stop) => connection.as_mut().graceful_shutdown(),

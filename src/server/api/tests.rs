@@ -49,6 +49,7 @@ struct Port {
 
 fn options() -> ServeOptions {
     ServeOptions {
+        company: Arc::default(),
         access: Access::default(),
         streams_max: 100,
         keepalive_interval: None,
