@@ -5,6 +5,7 @@ pub mod apply;
 pub mod bootstrap;
 pub mod checkpoint;
 pub mod cluster;
+pub mod company;
 pub mod config;
 pub mod duties;
 pub mod handshakes;

@@ -24,6 +24,7 @@ mod lease_recorded;
 mod lock;
 mod lock_commands;
 mod lock_faults;
+mod lone_client;
 mod members;
 mod members_work;
 mod mixed;

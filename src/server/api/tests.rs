@@ -54,6 +54,7 @@ struct Port {
 
 fn options() -> ServeOptions {
     ServeOptions {
+        company: Arc::default(),
         access: Access::default(),
         streams_max: 100,
         keepalive_interval: None,

@@ -49,6 +49,7 @@ use crate::server::checkpoint::flusher::Stored;
 use crate::server::checkpoint::metrics::CheckpointMetrics;
 use crate::server::checkpoint::store::RedbCheckpoint;
 use crate::server::cluster::handle::ClusterHandle;
+use crate::server::company::Company;
 use crate::server::config::Config;
 use crate::server::duties::compactor;
 use crate::server::duties::expiry::ExpiryMetrics;
@@ -176,6 +177,7 @@ struct Assembly<'a> {
     epoch: Instant,
     desk: Arc<Desk>,
     queue: ApplyHandle,
+    company: Arc<Company>,
     raft: Arc<Raft>,
     flusher: Arc<Flusher>,
     images: Arc<Images>,
@@ -218,6 +220,7 @@ impl<'a> Assembly<'a> {
             epoch: Instant::now(),
             desk,
             queue,
+            company: Arc::default(),
             raft,
             flusher,
             images,
@@ -326,6 +329,7 @@ impl<'a> Assembly<'a> {
             raft: self.raft.clone(),
             desk: self.desk.clone(),
             queue: self.queue.clone(),
+            company: self.company.clone(),
             published: self.published.clone(),
             connectivity: Arc::new(Links(peers.clone())),
             metrics: ProposeMetrics::register(self.registry),
@@ -478,7 +482,7 @@ impl<'a> Assembly<'a> {
         gate: &PublishGate,
     ) -> Result<Arc<ApiServer>, Failure> {
         self.config.features.register(self.registry);
-        let api = ApiServer::new(backend, self.registry, serve_options(self.config)?);
+        let api = ApiServer::new(backend, self.registry, serve_options(self.config, self.company.clone())?);
         for (listener, role) in client {
             let gate = gate.clone();
             api.serve(listener, role, async move { gate.published().await });
@@ -624,7 +628,7 @@ fn raft_config(config: &Config, local: MemberId) -> RaftConfig {
     }
 }
 
-fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
+fn serve_options(config: &Config, company: Arc<Company>) -> Result<ServeOptions, Failure> {
     Ok(ServeOptions {
         access: Access { hosts: config.host_whitelist.clone(), origins: config.cors.clone() },
         streams_max: config.max_concurrent_streams,
@@ -632,6 +636,7 @@ fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
         keepalive_timeout: config.grpc_keepalive_timeout,
         connections_max: connections_max().map_err(Failure::Refused)?,
         extensive_metrics: config.extensive_metrics,
+        company,
     })
 }
 
