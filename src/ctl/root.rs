@@ -13,6 +13,7 @@ use super::help;
 use super::lease;
 use super::lock;
 use super::member;
+use super::move_leader;
 use super::put;
 use super::snapshot;
 use super::txn;
@@ -33,6 +34,7 @@ pub static ROOT: Command = Command {
             &txn::COMMAND,
             &compaction::COMMAND,
             &endpoint::COMMAND,
+            &move_leader::COMMAND,
             &watch::COMMAND,
             &version::COMMAND,
             &lease::COMMAND,

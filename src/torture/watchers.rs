@@ -85,6 +85,10 @@ impl Watcher {
         for request in &requests {
             ask(RequestUnion::CreateRequest(request.clone()));
         }
+        if self.dice.chance(50) {
+            // Before the past was told.
+            ask(RequestUnion::ProgressRequest(WatchProgressRequest {}));
+        }
         let next = requests.iter().map(|request| request.start_revision).collect();
         let watches = requests.into_iter().map(|request| Watch { connection, request, told: Vec::new() });
         let mut stream = Stream { watches: watches.collect(), ids: Vec::new(), next };

@@ -71,8 +71,8 @@ impl Workload {
                 let revision = self.old_revision(newest);
                 Request::Compact(CompactionRequest { revision, physical: self.dice.chance(30) })
             }
-            60..62 => Request::LeaseGrant(self.grant()),
-            62 if !self.leases.is_empty() => {
+            60..62 if self.leases.len() < LEASES_MAX || self.dice.chance(15) => Request::LeaseGrant(self.grant()),
+            62 if !self.leases.is_empty() && self.dice.chance(20) => {
                 let id = self.leases.pop_back().unwrap_or_default();
                 Request::LeaseRevoke(LeaseRevokeRequest { id })
             }

@@ -49,6 +49,7 @@ use crate::server::checkpoint::flusher::Stored;
 use crate::server::checkpoint::metrics::CheckpointMetrics;
 use crate::server::checkpoint::store::RedbCheckpoint;
 use crate::server::cluster::handle::ClusterHandle;
+use crate::server::company::Company;
 use crate::server::config::Config;
 use crate::server::duties::compactor;
 use crate::server::duties::expiry::ExpiryMetrics;
@@ -60,6 +61,7 @@ use crate::server::duties::nospace;
 use crate::server::duties::publish::PublishGate;
 use crate::server::duties::publish::Publisher;
 use crate::server::duties::version;
+use crate::server::peer::dialer::Dialer;
 use crate::server::peer::lease_client::LeaseClient;
 use crate::server::peer::listener::PeerListener;
 use crate::server::peer::metrics::PeerMetrics;
@@ -84,6 +86,8 @@ use crate::server::read::READ_INDEX_RETRY;
 use crate::server::read::ReadMetrics;
 use crate::server::read::Reader;
 use crate::server::read::ReaderParts;
+use crate::server::reconfigure::Reconfigurer;
+use crate::server::reconfigure::ReconfigurerParts;
 use crate::server::run::backend::MemberBackend;
 use crate::server::run::ends::End;
 use crate::server::run::ends::Ends;
@@ -96,6 +100,8 @@ use crate::server::run::ports::PeerList;
 use crate::server::run::ports::Raft;
 use crate::server::run::ports::SnapshotPort;
 use crate::server::run::ports::SnapshotWork;
+use crate::server::run::promotions::PromotionMetrics;
+use crate::server::run::promotions::Promotions;
 use crate::server::run::sockets::Sockets;
 use crate::server::run::storage::Restored;
 use crate::server::run::storage::Storage;
@@ -144,6 +150,7 @@ pub struct Surroundings<'a> {
     pub registry: &'a Registry,
     pub ends: &'a Ends,
     pub integrity: IntegrityMetrics,
+    pub dialer: Dialer,
 }
 
 /// The part of the state that does not come from the log.
@@ -163,12 +170,14 @@ struct Assembly<'a> {
     registry: &'a Registry,
     ends: &'a Ends,
     integrity: IntegrityMetrics,
+    dialer: Dialer,
     local: MemberId,
     cluster: ClusterId,
     /// Durations are measured from here.
     epoch: Instant,
     desk: Arc<Desk>,
     queue: ApplyHandle,
+    company: Arc<Company>,
     raft: Arc<Raft>,
     flusher: Arc<Flusher>,
     images: Arc<Images>,
@@ -190,7 +199,7 @@ impl<'a> Assembly<'a> {
         machine: &Machine,
         checkpoint: RedbCheckpoint,
     ) -> Result<Assembly<'a>, Failure> {
-        let Surroundings { config, registry, ends, integrity } = surroundings;
+        let Surroundings { config, registry, ends, integrity, dialer } = surroundings;
         let applied = machine.applied().index;
         let desk = Arc::new(Desk::new(applied, DeskMetrics::register(registry)));
         let queue = ApplyHandle::new(desk.clone(), ends.on_failure());
@@ -205,11 +214,13 @@ impl<'a> Assembly<'a> {
             registry,
             ends,
             integrity: integrity.clone(),
+            dialer: dialer.clone(),
             local,
             cluster,
             epoch: Instant::now(),
             desk,
             queue,
+            company: Arc::default(),
             raft,
             flusher,
             images,
@@ -234,6 +245,7 @@ impl<'a> Assembly<'a> {
                 local: self.local,
                 cluster: self.cluster,
                 peer_urls: urls::strings(&self.config.advertise_peer_urls),
+                dialer: self.dialer.clone(),
                 removed: machine.membership().removed().collect(),
                 timing: Timing::default(),
             },
@@ -317,6 +329,7 @@ impl<'a> Assembly<'a> {
             raft: self.raft.clone(),
             desk: self.desk.clone(),
             queue: self.queue.clone(),
+            company: self.company.clone(),
             published: self.published.clone(),
             connectivity: Arc::new(Links(peers.clone())),
             metrics: ProposeMetrics::register(self.registry),
@@ -350,11 +363,28 @@ impl<'a> Assembly<'a> {
         })
     }
 
-    fn backend(&self, proposer: &Proposer, reader: &Reader, keeper: &Keeper) -> Arc<MemberBackend> {
+    fn backend(&self, proposer: &Proposer, reader: &Reader, keeper: &Keeper, peers: &Arc<Peers>) -> Arc<MemberBackend> {
         let config = self.config;
+        let reconfigurer = Arc::new(Reconfigurer::new(ReconfigurerParts {
+            strict: config.strict_reconfig_check,
+            election_timeout: config.election_timeout,
+            proposer: proposer.clone(),
+            raft: self.raft.clone(),
+            desk: self.desk.clone(),
+            cluster: self.published.cluster.clone(),
+            connectivity: Arc::new(Links(peers.clone())),
+        }));
+        let promotions = Promotions {
+            dialer: self.dialer.clone(),
+            reconfigurer: reconfigurer.clone(),
+            desk: self.desk.clone(),
+            cluster: self.published.cluster.clone(),
+            request_timeout: config.request_timeout(),
+            metrics: PromotionMetrics::register(self.registry),
+        };
         let leases = LeaseRouter {
             keeper: keeper.clone(),
-            client: LeaseClient::default(),
+            client: LeaseClient::new(self.dialer.clone()),
             desk: self.desk.clone(),
             cluster: self.published.cluster.clone(),
             request_timeout: config.request_timeout(),
@@ -373,6 +403,8 @@ impl<'a> Assembly<'a> {
             proposer: proposer.clone(),
             reader: reader.clone(),
             leases,
+            reconfigurer,
+            promotions,
             desk: self.desk.clone(),
             published: self.published.clone(),
             queue: self.queue.clone(),
@@ -406,7 +438,7 @@ impl<'a> Assembly<'a> {
             proposer.clone(),
             self.desk.clone(),
             self.published.cluster.clone(),
-            Arc::new(PeerVersions),
+            Arc::new(PeerVersions(self.dialer.clone())),
             version::CHECK_INTERVAL,
         ));
         if let Some(mode) = self.config.auto_compaction {
@@ -423,7 +455,8 @@ impl<'a> Assembly<'a> {
         reader: &Reader,
         backend: &Arc<MemberBackend>,
     ) {
-        let peers = PeerHashes { cluster: self.cluster, timeout: self.config.request_timeout() };
+        let (dialer, timeout) = (self.dialer.clone(), self.config.request_timeout());
+        let peers = PeerHashes { dialer, cluster: self.cluster, timeout };
         let integrity = Integrity {
             proposer: proposer.clone(),
             reader: reader.clone(),
@@ -449,7 +482,7 @@ impl<'a> Assembly<'a> {
         gate: &PublishGate,
     ) -> Result<Arc<ApiServer>, Failure> {
         self.config.features.register(self.registry);
-        let api = ApiServer::new(backend, self.registry, serve_options(self.config)?);
+        let api = ApiServer::new(backend, self.registry, serve_options(self.config, self.company.clone())?);
         for (listener, role) in client {
             let gate = gate.clone();
             api.serve(listener, role, async move { gate.published().await });
@@ -478,7 +511,7 @@ impl Member {
         let raft = assembly.raft_thread(wal, start, &peers)?;
         let (proposer, reader) = (assembly.proposer(&peers), assembly.reader());
         let keeper = assembly.keeper(&proposer, &reader);
-        let backend = assembly.backend(&proposer, &reader, &keeper);
+        let backend = assembly.backend(&proposer, &reader, &keeper, &peers);
         let facts = Facts { backend: backend.clone(), published: assembly.published.clone(), reader: reader.clone() };
         let peer_listener = PeerListener::start(&peers, Arc::new(facts), sockets.peer)
             .map_err(|error| Failure::Refused(format!("cannot serve peers: {error}")))?;
@@ -595,7 +628,7 @@ fn raft_config(config: &Config, local: MemberId) -> RaftConfig {
     }
 }
 
-fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
+fn serve_options(config: &Config, company: Arc<Company>) -> Result<ServeOptions, Failure> {
     Ok(ServeOptions {
         access: Access { hosts: config.host_whitelist.clone(), origins: config.cors.clone() },
         streams_max: config.max_concurrent_streams,
@@ -603,6 +636,7 @@ fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
         keepalive_timeout: config.grpc_keepalive_timeout,
         connections_max: connections_max().map_err(Failure::Refused)?,
         extensive_metrics: config.extensive_metrics,
+        company,
     })
 }
 

@@ -96,7 +96,7 @@ fn known(history: &History) -> HashMap<i64, Known> {
             _ => {}
         }
     }
-    for renewal in &history.renewals {
+    for renewal in history.renewals.iter().filter(|renewal| renewal.ttl > 0) {
         let known = all.entry(renewal.lease).or_default();
         known.until = known.until.max(lasts(renewal.start, renewal.ttl));
     }
@@ -192,6 +192,9 @@ mod tests {
         assert!(found(&history(4))[0].contains("its keys were gone at 4.000000 s, 1.000 s early"));
         let mut told = history(5);
         told.renewals.push(Renewal { connection: 2, start: 4 * SECOND, end: 4 * SECOND, lease: 7, ttl: 0 });
+        let mut late = history(5);
+        late.renewals.push(Renewal { connection: 2, start: 9 * SECOND, end: 9 * SECOND, lease: 7, ttl: 0 });
+        assert_eq!(found(&late), Vec::<String>::new());
         assert!(found(&told)[0].contains("there is none at 4.000000 s"));
         let mut lost = history(9);
         lost.log.pop();
