@@ -31,9 +31,14 @@ impl Keys {
         Ok(Keys { size, space, sequential })
     }
 
+    /// Which of the keys request `number` names.
+    pub fn number(&self, number: u64) -> u64 {
+        (if self.sequential { number } else { mix(number) }) % self.space
+    }
+
     /// The key of request `number`.
     pub fn of(&self, number: u64) -> Bytes {
-        let mut rest = if self.sequential { number } else { mix(number) } % self.space;
+        let mut rest = self.number(number);
         let mut key = BytesMut::zeroed(self.size);
         for digit in key.iter_mut().rev() {
             *digit = b'0' + (rest % 10) as u8;

@@ -84,6 +84,10 @@ impl Links {
         }
         Ok(Links { links, _connections: connections })
     }
+
+    pub fn links(&self) -> &[Direct] {
+        &self.links
+    }
 }
 
 /// What all clients of a run share.
@@ -106,6 +110,14 @@ struct Shared {
 }
 
 impl Load {
+    /// Does what has to be done once before the first run.
+    pub async fn prepare(&self, links: &Links) -> Result<(), String> {
+        match links.links.first() {
+            Some(link) => self.work.prepare(&mut link.clone()).await,
+            None => Ok(()),
+        }
+    }
+
     /// Makes all requests over `links` and waits for their answers.
     pub async fn run(&self, links: &Links, progress: &Progress) -> Outcome {
         self.run_while(links, progress, std::future::pending()).await

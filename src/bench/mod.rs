@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  options ─▶ load (what, how much) ─▶ clients, one task each ─▶ client::direct ─▶ the server
+//!           watching (streams, and puts before their eyes) ─▶ the same
 //!                                         └─▶ latency buckets ─▶ report ◀── usage (/proc of --pid)
 //!  floors   the same load on a service without work
 //!  compare  two programs started in turn, the same loads, medians and ratios
@@ -20,6 +21,7 @@ pub mod process;
 pub mod progress;
 pub mod report;
 pub mod usage;
+pub mod watching;
 pub mod workload;
 
 use std::ffi::OsString;
@@ -42,7 +44,9 @@ use options::Options;
 use progress::Progress;
 use report::Readings;
 use report::Report;
+use report::WatchReport;
 use usage::Reading;
+use watching::Watching;
 
 /// A command line that means nothing, as clap has it for one that cannot be read.
 const EXIT_USAGE: u8 = 2;
@@ -122,6 +126,9 @@ async fn dispatch(options: &Options) -> Result<ExitCode, Failed> {
         options.common.check_for_compare().map_err(meaning)?;
         return Box::pin(compare::run(compare, &options.common)).await;
     }
+    if let Some(watching) = options.command.watching(&options.common) {
+        return Box::pin(watch(&watching.map_err(meaning)?, &options.common)).await;
+    }
     let Some(load) = options.command.load(&options.common) else {
         unreachable!("all other commands are workloads");
     };
@@ -136,6 +143,7 @@ async fn measure(load: &Load, common: &Common) -> Result<ExitCode, Failed> {
         true => floors::measure(load, &std::env::temp_dir()).await?,
         false => Vec::new(),
     };
+    load.prepare(&links).await?;
     let progress = Progress::counting(load.name, load.total);
     let before = readings(&common.pids)?;
     let outcome = load.run(&links, &progress).await;
@@ -144,6 +152,19 @@ async fn measure(load: &Load, common: &Common) -> Result<ExitCode, Failed> {
     let report = Report { floors, ..Report::new(load, outcome, &common.pids, before, after) };
     say(&if common.json { report.json() } else { report.text() });
     Ok(if report.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs watchers and puts, and tells what came to them.
+async fn watch(watching: &Watching, common: &Common) -> Result<ExitCode, Failed> {
+    let links = Links::open(&targets(common).await?, watching.conns).await?;
+    let progress = Progress::counting(watching.name, watching.expected());
+    let before = readings(&common.pids)?;
+    let seen = watching.run(&links, &progress).await?;
+    let after = readings(&common.pids)?;
+    drop(progress);
+    let report = WatchReport::new(watching, seen, &common.pids, before, after);
+    say(&if common.json { report.json() } else { report.text() });
+    Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn readings(pids: &[u32]) -> Result<Readings, Failed> {

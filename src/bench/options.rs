@@ -12,6 +12,7 @@ use super::compare::Case;
 use super::keys;
 use super::keys::Keys;
 use super::load::Load;
+use super::watching::Watching;
 use super::workload::Ranges;
 use super::workload::Work;
 
@@ -72,6 +73,14 @@ pub enum Command {
     /// Reads and writes
     #[command(alias = "txn-mixed")]
     Mixed(MixedOptions),
+    /// Grants leases
+    LeaseGrant(LeaseGrantOptions),
+    /// Renews leases, each renewal on a stream of its own
+    LeaseKeepalive(LeaseKeepaliveOptions),
+    /// Puts before the eyes of watchers: how many events come to them, and how late
+    Watch(WatchOptions),
+    /// The same at a pace that a server keeps up with: how late events are when nothing piles up
+    WatchLatency(WatchLatencyOptions),
     /// Starts two programs in turn and compares them under the same workloads
     Compare(CompareOptions),
     /// The service without work behind --floors; ends with its standard input
@@ -175,6 +184,83 @@ pub struct MixedOptions {
 }
 
 #[derive(Debug, Args)]
+pub struct LeaseGrantOptions {
+    /// Seconds that a lease lives
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=9_000_000_000))]
+    pub ttl: i64,
+    #[command(flatten)]
+    pub pace: Pace,
+}
+
+#[derive(Debug, Args)]
+pub struct LeaseKeepaliveOptions {
+    /// Different leases
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub leases: u64,
+    #[command(flatten)]
+    pub pace: Pace,
+}
+
+#[derive(Debug, Args)]
+pub struct WatchOptions {
+    /// Streams, spread over the connections
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub streams: u32,
+    /// Watchers on each stream
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub watch_per_stream: u32,
+    /// Keys that are watched, the first of the key space; watchers take them in turn
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub watched_key_total: u64,
+    /// Puts in all
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub put_total: u64,
+    /// Puts a second at most; 0 is no limit
+    #[arg(long, default_value_t = 0)]
+    pub put_rate: u64,
+    /// Have the pair before each change sent along
+    #[arg(long)]
+    pub prevkv: bool,
+    /// Bytes of a key
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(i64).range(1..=BYTES_MAX))]
+    pub key_size: i64,
+    /// Different keys that are written [default: as --watched-key-total]
+    #[arg(long)]
+    pub key_space_size: Option<u64>,
+    /// Keys in their order, not at random
+    #[arg(long)]
+    pub sequential_keys: bool,
+    /// Bytes of a value; the first eight name the put
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(i64).range(8..=BYTES_MAX))]
+    pub val_size: i64,
+}
+
+#[derive(Debug, Args)]
+pub struct WatchLatencyOptions {
+    /// Streams, spread over the connections
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub streams: u32,
+    /// Watchers on each stream
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub watchers_per_stream: u32,
+    /// Puts in all
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub put_total: u64,
+    /// Puts a second at most; 0 is no limit
+    #[arg(long, default_value_t = 100)]
+    pub put_rate: u64,
+    /// Have the pair before each change sent along
+    #[arg(long)]
+    pub prevkv: bool,
+    /// Bytes of a key
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(i64).range(1..=BYTES_MAX))]
+    pub key_size: i64,
+    /// Bytes of a value; the first eight name the put
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(i64).range(8..=BYTES_MAX))]
+    pub val_size: i64,
+}
+
+#[derive(Debug, Args)]
 pub struct CompareOptions {
     /// The etcd to compare with
     #[arg(long)]
@@ -215,6 +301,8 @@ pub enum MeaningError {
     Nothing,
     #[error("--pages needs a --limit of at least 1")]
     NoPageSize,
+    #[error("{0} has no floor: the service behind --floors knows only keys")]
+    NoFloor(&'static str),
     #[error("compare starts its own servers: --{0} has no meaning there")]
     NotForCompare(&'static str),
 }
@@ -241,6 +329,9 @@ impl Common {
         }
         if pace.total == 0 {
             return Err(MeaningError::Nothing);
+        }
+        if self.floors && !work.has_floors() {
+            return Err(MeaningError::NoFloor(name));
         }
         Ok(Load { name, conns, clients, total: pace.total, rate: pace.rate, work })
     }
@@ -322,7 +413,57 @@ impl RangeOptions {
     }
 }
 
+impl WatchOptions {
+    fn watching(&self, common: &Common) -> Result<Watching, MeaningError> {
+        if common.floors {
+            return Err(MeaningError::NoFloor("watch"));
+        }
+        let conns = common.conns.unwrap_or(1);
+        let space = self.key_space_size.unwrap_or(self.watched_key_total).max(self.watched_key_total);
+        Ok(Watching {
+            name: "watch",
+            conns,
+            streams: self.streams,
+            watchers_per_stream: self.watch_per_stream,
+            watched: self.watched_key_total,
+            prev_kv: self.prevkv,
+            clients: common.clients.unwrap_or(1),
+            puts: self.put_total,
+            rate: self.put_rate,
+            keys: Keys::new(size(self.key_size), space, self.sequential_keys)?,
+            value_bytes: size(self.val_size),
+        })
+    }
+}
+
+impl WatchLatencyOptions {
+    fn watching(&self, common: &Common) -> Result<Watching, MeaningError> {
+        let watch = WatchOptions {
+            streams: self.streams,
+            watch_per_stream: self.watchers_per_stream,
+            watched_key_total: 1,
+            put_total: self.put_total,
+            put_rate: self.put_rate,
+            prevkv: self.prevkv,
+            key_size: self.key_size,
+            key_space_size: None,
+            sequential_keys: true,
+            val_size: self.val_size,
+        };
+        Ok(Watching { name: "watch-latency", ..watch.watching(common)? })
+    }
+}
+
 impl Command {
+    /// The watchers that a workload means; `None` for the commands that have none.
+    pub fn watching(&self, common: &Common) -> Option<Result<Watching, MeaningError>> {
+        match self {
+            Command::Watch(watch) => Some(watch.watching(common)),
+            Command::WatchLatency(watch) => Some(watch.watching(common)),
+            _ => None,
+        }
+    }
+
     /// The load that a workload means; `None` for the commands that are none.
     pub fn load(&self, common: &Common) -> Option<Result<Load, MeaningError>> {
         match self {
@@ -330,7 +471,13 @@ impl Command {
             Command::Range(range) => Some(range.load(common)),
             Command::Txn(txn) => Some(txn.load(common)),
             Command::Mixed(mixed) => Some(mixed.load(common)),
-            Command::Compare(_) | Command::Floor { .. } => None,
+            Command::LeaseGrant(LeaseGrantOptions { ttl, pace }) => {
+                Some(common.load("lease-grant", Work::Grant { ttl: *ttl }, pace))
+            }
+            Command::LeaseKeepalive(LeaseKeepaliveOptions { leases, pace }) => {
+                Some(common.load("lease-keepalive", Work::KeepAlive { leases: *leases }, pace))
+            }
+            Command::Watch(_) | Command::WatchLatency(_) | Command::Compare(_) | Command::Floor { .. } => None,
         }
     }
 }
@@ -411,6 +558,28 @@ mod tests {
         check("mixed --rw-ratio NaN", "--rw-ratio");
         check("compare --against x --members 2", "must be 1 or 3");
         check("gut", "unrecognized subcommand");
+        check("--floors lease-keepalive", "lease-keepalive has no floor");
+        check("lease-grant --ttl 0", "--ttl");
+    }
+
+    #[test]
+    fn watchers_are_where_etcds_tool_has_them() {
+        let watching = |line: &str| {
+            let words = std::iter::once("bench").chain(line.split_whitespace());
+            let options = Options::try_parse_from(words).map_err(|error| error.to_string())?;
+            let watching =
+                options.command.watching(&options.common).unwrap_or_else(|| panic!("{line} watches nothing"));
+            watching.map_err(|error| error.to_string())
+        };
+        let line = "--conns 2 watch --streams 3 --watch-per-stream 4 --watched-key-total 5 --put-total 6 --put-rate 7";
+        let found = watching(line).expect("understood");
+        assert_eq!((found.conns, found.streams, found.watchers_per_stream, found.watched), (2, 3, 4, 5));
+        assert_eq!((found.puts, found.rate, found.clients, found.keys.space), (6, 7, 1, 5));
+        assert_eq!(watching("watch --key-space-size 9").expect("understood").keys.space, 9);
+        let found = watching("watch-latency --watchers-per-stream 2").expect("understood");
+        assert_eq!((found.name, found.streams, found.watchers_per_stream, found.rate), ("watch-latency", 10, 2, 100));
+        assert!(watching("watch --val-size 7").is_err_and(|error| error.contains("--val-size")));
+        assert!(watching("--floors watch").is_err_and(|error| error.contains("watch has no floor")));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -11,6 +12,8 @@ use super::load::Load;
 use super::load::Outcome;
 use super::usage::Memory;
 use super::usage::Reading;
+use super::watching::Seen;
+use super::watching::Watching;
 
 /// Everything that is told of one run.
 #[derive(Debug, Serialize)]
@@ -62,19 +65,7 @@ pub struct Readings {
 impl Report {
     pub fn new(load: &Load, outcome: Outcome, pids: &[u32], before: Readings, after: Readings) -> Report {
         let requests = outcome.succeeded();
-        // Without a success the figures a request are those of one.
-        let each = 1e6 / requests.max(1) as f64;
-        let spent = after.server.cpu().saturating_sub(before.server.cpu());
-        let user = after.server.user.saturating_sub(before.server.user);
-        let system = after.server.system.saturating_sub(before.server.system);
-        let server = Server {
-            pids: pids.to_vec(),
-            cpu_us: spent.as_secs_f64() * each,
-            cpu_user_us: user.as_secs_f64() * each,
-            cpu_system_us: system.as_secs_f64() * each,
-            cores: spent.as_secs_f64() / outcome.elapsed.as_secs_f64().max(f64::MIN_POSITIVE),
-            memory: after.server.memory,
-        };
+        let each = each_of(requests);
         let mixed = outcome.reads.is_some() && outcome.writes.is_some();
         Report {
             workload: load.name,
@@ -92,7 +83,7 @@ impl Report {
             keys_read: outcome.keys_read,
             pages_read: outcome.pages_read,
             client_cpu_us: after.client.cpu().saturating_sub(before.client.cpu()).as_secs_f64() * each,
-            server: (!pids.is_empty()).then_some(server),
+            server: Server::of(pids, before, after, requests, outcome.elapsed),
             failures: outcome.failures,
         }
     }
@@ -128,17 +119,114 @@ impl Report {
             line(&mut text, &format!("  read            {} keys in {} answers", self.keys_read, self.pages_read));
         }
         if let Some(server) = &self.server {
-            let Server { cpu_us, cpu_user_us, cpu_system_us, cores, memory, .. } = server;
-            let split = format!("user {cpu_user_us:.1}, system {cpu_system_us:.1}");
-            line(&mut text, &format!("  server CPU      {cpu_us:.1} µs a request ({split}); {cores:.2} cores"));
-            let [now, own, peak] =
-                [memory.resident_bytes, memory.anonymous_bytes, memory.peak_bytes].map(|bytes| bytes as f64 / 1e6);
-            line(
-                &mut text,
-                &format!("  server memory   {now:.1} MB, of that {own:.1} not from files; highest {peak:.1}"),
-            );
+            server.write(&mut text, "request");
         }
         line(&mut text, &format!("  client CPU      {:.1} µs a request", self.client_cpu_us));
+        text
+    }
+
+    /// For scripts.
+    pub fn json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("numbers and texts can be written as JSON");
+        text.push('\n');
+        text
+    }
+}
+
+impl Server {
+    /// What `done` requests or events cost; nothing if no process was named.
+    fn of(pids: &[u32], before: Readings, after: Readings, done: u64, elapsed: Duration) -> Option<Server> {
+        let each = each_of(done);
+        let spent = after.server.cpu().saturating_sub(before.server.cpu());
+        let user = after.server.user.saturating_sub(before.server.user);
+        let system = after.server.system.saturating_sub(before.server.system);
+        let server = Server {
+            pids: pids.to_vec(),
+            cpu_us: spent.as_secs_f64() * each,
+            cpu_user_us: user.as_secs_f64() * each,
+            cpu_system_us: system.as_secs_f64() * each,
+            cores: spent.as_secs_f64() / elapsed.as_secs_f64().max(f64::MIN_POSITIVE),
+            memory: after.server.memory,
+        };
+        (!pids.is_empty()).then_some(server)
+    }
+
+    fn write(&self, text: &mut String, each: &str) {
+        let Server { cpu_us, cpu_user_us, cpu_system_us, cores, memory, .. } = self;
+        let split = format!("user {cpu_user_us:.1}, system {cpu_system_us:.1}");
+        line(text, &format!("  server CPU      {cpu_us:.1} µs a {each} ({split}); {cores:.2} cores"));
+        let [now, own, peak] =
+            [memory.resident_bytes, memory.anonymous_bytes, memory.peak_bytes].map(|bytes| bytes as f64 / 1e6);
+        line(text, &format!("  server memory   {now:.1} MB, of that {own:.1} not from files; highest {peak:.1}"));
+    }
+}
+
+/// Microseconds of a second's share; without a success the figures are those of one.
+fn each_of(done: u64) -> f64 {
+    1e6 / done.max(1) as f64
+}
+
+/// Everything that is told of a run with watchers.
+#[derive(Debug, Serialize)]
+pub struct WatchReport {
+    pub workload: &'static str,
+    pub conns: u32,
+    pub streams: u32,
+    pub watchers: u64,
+    pub rate: u64,
+    pub events: u64,
+    pub seconds: f64,
+    pub events_per_second: f64,
+    /// From the put's sending to the watcher.
+    pub delivery_ms: Option<Percentiles>,
+    pub puts_ms: Option<Percentiles>,
+    pub failures: BTreeMap<String, u64>,
+    /// CPU time of this program for an event.
+    pub client_cpu_us: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<Server>,
+}
+
+impl WatchReport {
+    pub fn new(watching: &Watching, seen: Seen, pids: &[u32], before: Readings, after: Readings) -> WatchReport {
+        let client = after.client.cpu().saturating_sub(before.client.cpu());
+        WatchReport {
+            workload: watching.name,
+            conns: watching.conns,
+            streams: watching.streams,
+            watchers: watching.watchers(),
+            rate: watching.rate,
+            events: seen.events,
+            seconds: seen.elapsed.as_secs_f64(),
+            events_per_second: seen.events_per_second(),
+            delivery_ms: seen.delivery,
+            puts_ms: seen.puts,
+            client_cpu_us: client.as_secs_f64() * each_of(seen.events),
+            server: Server::of(pids, before, after, seen.events, seen.elapsed),
+            failures: seen.failures,
+        }
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let (watchers, streams) = (counted(self.watchers, "watcher"), counted(u64::from(self.streams), "stream"));
+        let conns = counted(u64::from(self.conns), "connection");
+        line(&mut text, &format!("{}: {watchers} on {streams} over {conns}", self.workload));
+        line(&mut text, &format!("  events          {} in {:.2} s", self.events, self.seconds));
+        for (error, count) in &self.failures {
+            line(&mut text, &format!("  failed          {count} times: {error}"));
+        }
+        line(&mut text, &format!("  throughput      {:.0} events/s", self.events_per_second));
+        for (name, found) in [("delivery, ms", &self.delivery_ms), ("puts, ms", &self.puts_ms)] {
+            if let Some(found) = found {
+                line(&mut text, &format!("  {name:<15} {}", percentiles(found)));
+            }
+        }
+        if let Some(server) = &self.server {
+            server.write(&mut text, "event");
+        }
+        line(&mut text, &format!("  client CPU      {:.1} µs an event", self.client_cpu_us));
         text
     }
 
@@ -191,8 +279,6 @@ pub fn number(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::bench::workload::Work;
 

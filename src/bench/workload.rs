@@ -4,8 +4,12 @@ use bytes::Bytes;
 
 use super::keys;
 use super::keys::Keys;
+use crate::client::CallError;
 use crate::client::direct::Direct;
 use crate::client::direct::DirectError;
+use crate::common::answer::Answer;
+use crate::proto::etcdserverpb::LeaseGrantRequest;
+use crate::proto::etcdserverpb::LeaseKeepAliveRequest;
 use crate::proto::etcdserverpb::PutRequest;
 use crate::proto::etcdserverpb::RangeRequest;
 use crate::proto::etcdserverpb::RequestOp;
@@ -56,7 +60,21 @@ pub enum Work {
         limit: i64,
         serializable: bool,
     },
+    /// Grants a lease of so many seconds.
+    Grant {
+        ttl: i64,
+    },
+    /// Renews one of so many leases, in turn.
+    KeepAlive {
+        leases: u64,
+    },
 }
+
+/// The first lease that is renewed; the others follow. A run finds those of an earlier one.
+const FIRST_LEASE: i64 = 0x0071_756f_7261_7465;
+
+/// Seconds that they live: longer than anybody measures.
+const RENEWED_TTL: i64 = 3600;
 
 /// What a request was, once it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,11 +110,30 @@ impl Work {
     /// Whether request `number` is a read.
     pub fn reads(&self, number: u64) -> bool {
         match self {
-            Work::Put { .. } | Work::Txn { .. } => false,
+            Work::Put { .. } | Work::Txn { .. } | Work::Grant { .. } | Work::KeepAlive { .. } => false,
             Work::Range { .. } | Work::List { .. } => true,
             // The top 53 bits, as a number from 0 up to 1, itself not in it. Not the bits that choose the key.
             Work::Mixed { reads, .. } => *reads > (keys::mix(!number) >> 11) as f64 / (1u64 << 53) as f64,
         }
+    }
+
+    /// Whether the service that does nothing can be asked.
+    pub fn has_floors(&self) -> bool {
+        !matches!(self, Work::Grant { .. } | Work::KeepAlive { .. })
+    }
+
+    /// Makes what the requests need to be there.
+    pub async fn prepare(&self, direct: &mut Direct) -> Result<(), String> {
+        let Work::KeepAlive { leases } = self else { return Ok(()) };
+        for number in 0..*leases {
+            let request = LeaseGrantRequest { id: FIRST_LEASE + number as i64, ttl: RENEWED_TTL };
+            match direct.lease_grant(&request).await {
+                Ok(_) => {}
+                Err(DirectError::Refused(error)) if error.is(&Answer::LeaseExists) => {}
+                Err(error) => return Err(format!("cannot grant a lease: {error}")),
+            }
+        }
+        Ok(())
     }
 
     /// Makes request `number` and waits for its answer.
@@ -116,6 +153,17 @@ impl Work {
                 range(direct, read(keys.of(number), end, *limit, *serializable)).await
             }
             Work::Mixed { keys, value, .. } => put(direct, keys.of(number), value).await,
+            Work::Grant { ttl } => {
+                direct.lease_grant(&LeaseGrantRequest { id: 0, ttl: *ttl }).await?;
+                Ok(Done::Write)
+            }
+            Work::KeepAlive { leases } => {
+                let id = FIRST_LEASE + (number % leases) as i64;
+                match direct.lease_keep_alive(&LeaseKeepAliveRequest { id }).await?.ttl {
+                    1.. => Ok(Done::Write),
+                    _ => Err(DirectError::Refused(CallError::Answer(Answer::LeaseNotFound))),
+                }
+            }
         }
     }
 }

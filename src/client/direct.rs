@@ -9,6 +9,8 @@ use bytes::BufMut;
 use bytes::Bytes;
 use bytes::BytesMut;
 use h2::RecvStream;
+use h2::SendStream;
+use h2::client::ResponseFuture;
 use h2::client::SendRequest;
 use http::Uri;
 use prost::Message;
@@ -36,6 +38,10 @@ use crate::proto::etcdserverpb::RangeRequest;
 use crate::proto::etcdserverpb::RangeResponse;
 use crate::proto::etcdserverpb::TxnRequest;
 use crate::proto::etcdserverpb::TxnResponse;
+use crate::proto::etcdserverpb::WatchCreateRequest;
+use crate::proto::etcdserverpb::WatchRequest;
+use crate::proto::etcdserverpb::WatchResponse;
+use crate::proto::etcdserverpb::watch_request::RequestUnion;
 
 /// A flag byte (compressed or not) and four bytes of length stand before every message (gRPC over HTTP/2).
 const FRAME_HEAD_BYTES: usize = 5;
@@ -68,6 +74,7 @@ struct Targets {
     lease_grant: Uri,
     lease_revoke: Uri,
     lease_keep_alive: Uri,
+    watch: Uri,
 }
 
 impl Direct {
@@ -91,6 +98,7 @@ impl Direct {
             lease_grant: target("Lease/LeaseGrant")?,
             lease_revoke: target("Lease/LeaseRevoke")?,
             lease_keep_alive: target("Lease/LeaseKeepAlive")?,
+            watch: target("Watch/Watch")?,
         });
         let socket = parsed.dial().await?;
         let (sender, connection) = h2::client::Builder::new()
@@ -148,7 +156,13 @@ impl Direct {
         self.call(target, request).await
     }
 
-    async fn call<Q: Message, R: Message + Default>(&mut self, target: Uri, request: &Q) -> Result<R, DirectError> {
+    /// Opens a stream of watches.
+    pub async fn watch(&mut self) -> Result<DirectWatch, DirectError> {
+        let (answer, requests) = self.open_stream(self.targets.watch.clone()).await?;
+        Ok(DirectWatch { requests, answer: Some(answer), body: None, buffer: BytesMut::new() })
+    }
+
+    async fn open_stream(&mut self, target: Uri) -> Result<(ResponseFuture, SendStream<Bytes>), DirectError> {
         // Waits while the server's limit of concurrent streams is reached.
         std::future::poll_fn(|context| self.sender.poll_ready(context)).await.map_err(lost)?;
         let head = http::Request::post(target)
@@ -156,21 +170,84 @@ impl Direct {
             .header(http::header::TE, "trailers")
             .body(())
             .map_err(|error| DirectError::Lost(error.to_string()))?;
-        let (answer, mut stream) = self.sender.send_request(head, false).map_err(lost)?;
+        self.sender.send_request(head, false).map_err(lost)
+    }
+
+    async fn call<Q: Message, R: Message + Default>(&mut self, target: Uri, request: &Q) -> Result<R, DirectError> {
+        let (answer, mut stream) = self.open_stream(target).await?;
         stream.send_data(frame(request), true).map_err(lost)?;
-        let (head, mut body) = answer.await.map_err(lost)?.into_parts();
-        // An error without a message comes as headers alone.
-        if let Some(status) = Status::from_header_map(&head.headers) {
-            accept(status)?;
-        }
-        if head.status != http::StatusCode::OK {
-            return Err(DirectError::Lost(format!("HTTP status {}", head.status)));
-        }
+        let mut body = body_of(answer).await?;
         let message = receive(&mut body).await?;
         if let Some(trailers) = body.trailers().await.map_err(lost)? {
             accept(Status::from_header_map(&trailers).unwrap_or_else(|| Status::unknown("no grpc-status")))?;
         }
         read_frame(message)
+    }
+}
+
+/// A stream of watches, without any of what `client::watch` does to keep it going.
+pub struct DirectWatch {
+    requests: SendStream<Bytes>,
+    /// Until the server has begun to answer.
+    answer: Option<ResponseFuture>,
+    body: Option<RecvStream>,
+    /// What has come of the next response.
+    buffer: BytesMut,
+}
+
+impl DirectWatch {
+    /// Asks for a watch; its creation is a response.
+    pub fn create(&mut self, request: WatchCreateRequest) -> Result<(), DirectError> {
+        let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) };
+        self.requests.send_data(frame(&request), false).map_err(lost)
+    }
+
+    /// The next response.
+    pub async fn next(&mut self) -> Result<WatchResponse, DirectError> {
+        loop {
+            if let Some(response) = self.whole()? {
+                return Ok(response);
+            }
+            if let Some(answer) = self.answer.take() {
+                self.body = Some(body_of(answer).await?);
+            }
+            let ended = || DirectError::Lost("the stream has ended".to_owned());
+            let body = self.body.as_mut().ok_or_else(ended)?;
+            let Some(piece) = body.data().await else {
+                let trailers = body.trailers().await.map_err(lost)?.unwrap_or_default();
+                accept(Status::from_header_map(&trailers).unwrap_or_else(|| Status::unknown("no grpc-status")))?;
+                return Err(ended());
+            };
+            let piece = piece.map_err(lost)?;
+            body.flow_control().release_capacity(piece.len()).map_err(lost)?;
+            self.buffer.extend_from_slice(&piece);
+        }
+    }
+
+    /// A response that has come whole.
+    fn whole(&mut self) -> Result<Option<WatchResponse>, DirectError> {
+        let Some(length) = self.buffer.get(1..FRAME_HEAD_BYTES) else { return Ok(None) };
+        let length = length.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+        if length > RECEIVE_BYTES_MAX {
+            return Err(DirectError::Lost("a response larger than 2 GiB".to_owned()));
+        }
+        if self.buffer.len() < FRAME_HEAD_BYTES + length {
+            return Ok(None);
+        }
+        read_frame(self.buffer.split_to(FRAME_HEAD_BYTES + length).freeze()).map(Some)
+    }
+}
+
+/// Waits for the head of an answer: its body.
+async fn body_of(answer: ResponseFuture) -> Result<RecvStream, DirectError> {
+    let (head, body) = answer.await.map_err(lost)?.into_parts();
+    // An error without a message comes as headers alone.
+    if let Some(status) = Status::from_header_map(&head.headers) {
+        accept(status)?;
+    }
+    match head.status {
+        http::StatusCode::OK => Ok(body),
+        status => Err(DirectError::Lost(format!("HTTP status {status}"))),
     }
 }
 

@@ -86,6 +86,29 @@ async fn every_workload_runs_on_a_member_and_does_what_it_says() {
         // The 200th request is due 199 steps of 0.5 ms after the first.
         assert!(positive(&mixed["seconds"]) >= 0.0995, "{mixed}");
 
+        let renewed = run("lease-keepalive --leases 3 --total 100 --clients 4");
+        assert_eq!((&renewed["requests"], &renewed["failed"]), (&100.into(), &0.into()), "{renewed}");
+        let again = run("lease-keepalive --leases 3 --total 10");
+        assert_eq!((&again["requests"], &again["failed"]), (&10.into(), &0.into()), "{again}");
+        let granted = run("lease-grant --ttl 60 --total 20");
+        assert_eq!((&granted["requests"], &granted["failed"]), (&20.into(), &0.into()), "{granted}");
+
+        // Three keys of four are watched, by seven of twenty watchers each, or six.
+        let words = "watch --streams 4 --watch-per-stream 5 --watched-key-total 3 --key-space-size 4 --put-total 8";
+        let watched = run(&format!("--conns 2 {words} --sequential-keys --prevkv"));
+        assert_eq!((&watched["watchers"], &watched["events"]), (&20.into(), &40.into()), "{watched}");
+        let counts = ["delivery_ms", "puts_ms"].map(|kind| watched[kind]["count"].as_u64());
+        assert_eq!(counts, [Some(40), Some(8)], "{watched}");
+        positive(&watched["events_per_second"]);
+        let paced = run("watch-latency --streams 2 --watchers-per-stream 3 --put-total 10 --put-rate 200");
+        assert_eq!(paced["events"], 60, "{paced}");
+        // The tenth put is due nine steps of 5 ms after the first.
+        assert!(positive(&paced["seconds"]) >= 0.0449, "{paced}");
+        let told = text(&["watch", "--endpoints", &endpoint, "--streams", "1", "--watch-per-stream", "1"]);
+        for line in ["watch: 1 watcher on 1 stream over 1 connection", "1000 in ", "events/s", "delivery, ms"] {
+            assert!(told.contains(line), "{line} in {told}");
+        }
+
         let shown = text(&["put", "--endpoints", &endpoint, "--total", "20", "--floors", "--target-leader"]);
         for line in ["put: 1 client on 1 connection", "floor, empty", "floor, durable hop", "20 in ", "p99.9", "client"]
         {
@@ -156,7 +179,7 @@ async fn two_programs_are_compared_in_every_case_and_nothing_is_left_of_it() {
     });
     let told = told.await;
     let of_a_load = ["requests/s", "server CPU, µs/request", "p50, ms", "p99, ms"];
-    let expected: [(&str, u64, &[&str]); 10] = [
+    let expected: [(&str, u64, &[&str]); 12] = [
         ("idle", 1, &["memory, MB", "CPU, % of a core"]),
         ("put-1", 1, &of_a_load),
         ("put-100", 1, &of_a_load),
@@ -171,6 +194,8 @@ async fn two_programs_are_compared_in_every_case_and_nothing_is_left_of_it() {
             1,
             &["p99 without it, ms", "p99 beside it, ms", "p99 beside it / without it", "the compaction, s"],
         ),
+        ("keepalive-100", 1, &of_a_load),
+        ("watch-100", 1, &["events/s", "server CPU, µs/event", "paced: p50 delivery, ms", "paced: p99 delivery, ms"]),
     ];
     let expected: Vec<(String, u64, String)> = expected
         .iter()

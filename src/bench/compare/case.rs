@@ -31,6 +31,12 @@ pub enum Case {
     /// A million keys: memory, a list in pages, kill -9 and the way back
     #[value(name = "keys-1m")]
     Keys1m,
+    /// Lease renewals from 100 clients on 10 connections
+    #[value(name = "keepalive-100")]
+    KeepAlive100,
+    /// 100 streams of 100 watchers on one key: puts as fast as they go, then at a pace that both keep up with
+    #[value(name = "watch-100")]
+    Watch100,
 }
 
 /// A case on clusters of so many members.
@@ -55,9 +61,13 @@ pub enum Measure {
     P99Meanwhile,
     Slowdown,
     Compaction,
+    EventsPerSecond,
+    CpuMicrosEvent,
+    DeliveryP50,
+    DeliveryP99,
 }
 
-/// What issue 4's table asks for.
+/// What the tables of issues 4 and 5 ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Goal {
@@ -67,7 +77,7 @@ pub enum Goal {
 }
 
 /// The whole table, row by row.
-const ALL: [Trial; 10] = [
+const ALL: [Trial; 12] = [
     Trial { case: Case::Idle, members: 1 },
     Trial { case: Case::Put1, members: 1 },
     Trial { case: Case::Put100, members: 1 },
@@ -78,6 +88,8 @@ const ALL: [Trial; 10] = [
     Trial { case: Case::Keys100k, members: 1 },
     Trial { case: Case::Keys1m, members: 1 },
     Trial { case: Case::Compaction, members: 1 },
+    Trial { case: Case::KeepAlive100, members: 1 },
+    Trial { case: Case::Watch100, members: 1 },
 ];
 
 impl Trial {
@@ -107,6 +119,9 @@ impl Trial {
             (1, Case::Keys1m, Measure::List) => &[Goal::RatioAtMost(0.2)],
             (1, Case::Keys1m, Measure::Restart) => &[Goal::OursAtMost(1.5), Goal::RatioAtMost(0.5)],
             (1, Case::Compaction, Measure::Slowdown) => &[Goal::OursAtMost(1.5)],
+            (1, Case::KeepAlive100, Measure::RequestsPerSecond) => &[Goal::RatioAtLeast(1.5)],
+            (1, Case::Watch100, Measure::EventsPerSecond) => &[Goal::RatioAtLeast(2.0)],
+            (1, Case::Watch100, Measure::DeliveryP99) => &[Goal::RatioAtMost(0.5)],
             (1, Case::Idle, Measure::Memory) => &[Goal::OursAtMost(20.0)],
             (1, Case::Idle, Measure::CpuShare) => &[Goal::OursAtMost(1.0)],
             _ => &[],
@@ -127,6 +142,8 @@ impl Trial {
             (Case::Compaction, _) => 50,
             (Case::Keys100k, _) => 24,
             (Case::Keys1m, _) => 220,
+            (Case::KeepAlive100, _) => 12,
+            (Case::Watch100, _) => 24,
         }
     }
 }
@@ -143,6 +160,8 @@ impl Case {
             Case::Range1 => "range, 1 client".to_owned(),
             Case::Compaction => "put, 10/100, and a compaction".to_owned(),
             Case::Keys100k | Case::Keys1m => format!("{keys} keys"),
+            Case::KeepAlive100 => "lease keep-alive, 10/100".to_owned(),
+            Case::Watch100 => "watch, 100 streams of 100 watchers".to_owned(),
         }
     }
 
@@ -153,7 +172,8 @@ impl Case {
             Case::Range1 => (1, 1, 20_000),
             Case::Put100 | Case::Compaction => (10, 100, 50_000),
             Case::Put1000 => (100, 1000, 100_000),
-            Case::Range100 | Case::Keys100k => (10, 100, 100_000),
+            Case::Range100 | Case::Keys100k | Case::KeepAlive100 => (10, 100, 100_000),
+            Case::Watch100 => (10, 1, 300),
             Case::Keys1m => (10, 100, 1_000_000),
         }
     }
@@ -179,6 +199,10 @@ impl Measure {
             Measure::P99Meanwhile => "p99 beside it, ms",
             Measure::Slowdown => "p99 beside it / without it",
             Measure::Compaction => "the compaction, s",
+            Measure::EventsPerSecond => "events/s",
+            Measure::CpuMicrosEvent => "server CPU, µs/event",
+            Measure::DeliveryP50 => "paced: p50 delivery, ms",
+            Measure::DeliveryP99 => "paced: p99 delivery, ms",
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::bench::load::Load;
 use crate::bench::load::Outcome;
 use crate::bench::progress::Progress;
 use crate::bench::usage::Reading;
+use crate::bench::watching::Watching;
 use crate::bench::workload::Ranges;
 use crate::bench::workload::Work;
 use crate::client::direct::Direct;
@@ -40,6 +41,12 @@ const TXN_PUTS: u64 = 100;
 /// A list that takes longer counts as one that takes so long: etcd 3.5.1 needs nine minutes for a million keys, which
 /// no comparison of five rounds has. Its figure is then a lower bound.
 const LIST_PATIENCE: Duration = Duration::from_secs(60);
+/// Watchers of one key.
+const STREAMS: u32 = 100;
+const WATCHERS_PER_STREAM: u32 = 100;
+/// Puts whose events have time to arrive: so many, and so many a second.
+const PACED_PUTS: u64 = 50;
+const PACED_RATE: u64 = 10;
 /// Of a case's requests, before counting.
 const WARM_UP_SHARE: u64 = 5;
 /// What quick runs leave of the work.
@@ -85,8 +92,9 @@ impl Scale {
                 let which = Ranges::Keys(spread(false, self.requests(RANGE_KEYS)));
                 ("range", Work::Range { which, limit: 0, serializable: false })
             }
+            Case::KeepAlive100 => ("lease-keepalive", Work::KeepAlive { leases: 1 }),
             Case::Compaction => ("put", Work::Put { keys: spread(true, self.requests(COMPACTED_KEYS)), value }),
-            Case::Idle | Case::Put1 | Case::Put100 | Case::Put1000 | Case::Keys100k | Case::Keys1m => {
+            Case::Idle | Case::Put1 | Case::Put100 | Case::Put1000 | Case::Keys100k | Case::Keys1m | Case::Watch100 => {
                 ("put", Work::Put { keys: spread(true, total), value })
             }
         };
@@ -102,7 +110,8 @@ pub async fn run(trial: Trial, scale: Scale, binary: &Path, dir: &Path, what: &s
     let load = scale.load(trial.case);
     match trial.case {
         Case::Idle => idle(scale, &servers, what).await,
-        Case::Put1 | Case::Put100 | Case::Put1000 => loaded(&load, None, &servers, what).await,
+        Case::Put1 | Case::Put100 | Case::Put1000 | Case::KeepAlive100 => loaded(&load, None, &servers, what).await,
+        Case::Watch100 => watched(&load, scale, &servers, what).await,
         Case::Range100 | Case::Range1 => {
             let keys = Keys { size: KEY_BYTES, space: scale.requests(RANGE_KEYS), sequential: true };
             let fill = Work::Put { keys, value: keys::value(VALUE_BYTES) };
@@ -133,6 +142,7 @@ async fn loaded(load: &Load, fill: Option<&Load>, servers: &Servers, what: &str)
     if let Some(fill) = fill {
         flawless(fill, &links, what).await?;
     }
+    load.prepare(&links).await?;
     let warm_up = Load { total: (load.total / WARM_UP_SHARE).max(1), ..load.clone() };
     flawless(&warm_up, &links, what).await?;
     let before = reading(servers)?;
@@ -178,6 +188,43 @@ async fn many_keys(scale: Scale, load: &Load, mut servers: Servers, what: &str) 
         figures.push((Measure::Restart, servers.kill_and_restart().await?.as_secs_f64()));
     }
     Ok(figures)
+}
+
+/// Puts as fast as one client makes them, which no server delivers as fast; then so seldom that nothing piles up.
+async fn watched(load: &Load, scale: Scale, servers: &Servers, what: &str) -> Result<Vec<Figure>, String> {
+    let links = Links::open(servers.endpoints(), load.conns).await?;
+    let busy = Watching {
+        name: "watch",
+        conns: load.conns,
+        streams: STREAMS,
+        watchers_per_stream: WATCHERS_PER_STREAM,
+        watched: 1,
+        prev_kv: false,
+        clients: load.clients,
+        puts: load.total,
+        rate: 0,
+        keys: Keys { size: KEY_BYTES, space: 1, sequential: true },
+        value_bytes: VALUE_BYTES,
+    };
+    let run = async |watching: &Watching| {
+        let seen = watching.run(&links, &Progress::counting(what, watching.expected())).await?;
+        match seen.failures.keys().next() {
+            None => Ok(seen),
+            Some(error) => Err(format!("{what}: {error}")),
+        }
+    };
+    run(&Watching { puts: (load.total / WARM_UP_SHARE).max(1), ..busy.clone() }).await?;
+    let before = reading(servers)?;
+    let seen = run(&busy).await?;
+    let spent = reading(servers)?.cpu() - before.cpu();
+    let paced = Watching { puts: scale.requests(PACED_PUTS), rate: PACED_RATE, ..busy };
+    let delivery = run(&paced).await?.delivery.ok_or_else(|| format!("{what}: no event has come"))?;
+    Ok(vec![
+        (Measure::EventsPerSecond, seen.events_per_second()),
+        (Measure::CpuMicrosEvent, spent.as_secs_f64() * 1e6 / seen.events.max(1) as f64),
+        (Measure::DeliveryP50, delivery.p50),
+        (Measure::DeliveryP99, delivery.p99),
+    ])
 }
 
 /// The same puts twice on a store with many superseded revisions: left alone, and while these are compacted.
