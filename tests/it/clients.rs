@@ -113,9 +113,8 @@ async fn go_client_v3_and_its_concurrency_package() {
         return skipped("go_client_v3_and_its_concurrency_package", &why);
     }
     build(&mut go(&["build", "-o", &program, "."]));
-    let parts = [
-        "kv", "txn", "watch", "lease", "lock", "elect", "stm", "wrappers", "compact", "members", "status", "snapshot",
-    ];
+    let parts =
+        ["kv", "txn", "watch", "lease", "lock", "elect", "stm", "wrappers", "compact", "members", "status", "snapshot"];
     drive(&language, Command::new(program), &parts).await;
 }
 

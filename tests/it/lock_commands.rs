@@ -95,7 +95,8 @@ struct Pairing<'a> {
 impl Pairing<'_> {
     fn start(&self, words: &[&str]) -> Running {
         let endpoint = self.member.endpoint();
-        let words: Vec<String> = ["--endpoints", &endpoint].iter().chain(words).map(|word| (*word).to_owned()).collect();
+        let words: Vec<String> =
+            ["--endpoints", &endpoint].iter().chain(words).map(|word| (*word).to_owned()).collect();
         Running::start(self.etcdctl, &words, &[("ETCD_LOCK_REV".to_owned(), "mine".to_owned())])
     }
 
@@ -239,7 +240,8 @@ async fn locks_and_elections_look_the_same_whoever_asks_whom() {
     ] {
         let found = paired(client, program).await;
         let pairs = expected.iter().zip(&found).filter(|(expected, found)| expected != found);
-        let different: Vec<String> = pairs.map(|(expected, found)| format!("etcd: {expected}\nthis: {found}")).collect();
+        let different: Vec<String> =
+            pairs.map(|(expected, found)| format!("etcd: {expected}\nthis: {found}")).collect();
         assert!(different.is_empty(), "{name}:\n{}", different.join("\n"));
         assert_eq!(found.len(), expected.len(), "{name}");
     }
