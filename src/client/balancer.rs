@@ -18,6 +18,7 @@ use super::connection;
 use super::connection::Connection;
 use super::connection::Keepalive;
 use super::endpoint::Endpoint;
+use crate::common::tls::ClientSide;
 
 /// Pause after the first failed dial; each further failure doubles it.
 const REDIAL_MIN: Duration = Duration::from_millis(200);
@@ -47,13 +48,13 @@ struct Table {
 
 impl Balancer {
     /// Starts dialling all `endpoints`. Must be called within a tokio runtime.
-    pub fn start(endpoints: Vec<Endpoint>, keepalive: Keepalive) -> Balancer {
+    pub fn start(endpoints: Vec<Endpoint>, tls: Option<Arc<ClientSide>>, keepalive: Keepalive) -> Balancer {
         let table = Table { open: vec![None; endpoints.len()], last_error: None };
         let (changed, _) = watch::channel(());
         let seats = Arc::new(Seats { table: Mutex::new(table), turn: AtomicUsize::new(0), changed });
         let mut dialling = JoinSet::new();
         for (seat, endpoint) in endpoints.into_iter().enumerate() {
-            dialling.spawn(keep_open(seats.clone(), seat, endpoint, keepalive));
+            dialling.spawn(keep_open(seats.clone(), seat, endpoint, tls.clone(), keepalive));
         }
         Balancer { seats, _dialling: dialling }
     }
@@ -96,10 +97,16 @@ impl Seats {
 }
 
 /// Dials one endpoint for as long as the balancer lives.
-async fn keep_open(seats: Arc<Seats>, seat: usize, endpoint: Endpoint, keepalive: Keepalive) {
+async fn keep_open(
+    seats: Arc<Seats>,
+    seat: usize,
+    endpoint: Endpoint,
+    tls: Option<Arc<ClientSide>>,
+    keepalive: Keepalive,
+) {
     let mut pause = REDIAL_MIN;
     loop {
-        match connection::open(&endpoint, keepalive).await {
+        match connection::open(&endpoint, tls.as_deref(), keepalive).await {
             Ok((connection, ended)) => {
                 seats.set(seat, Some(connection.clone()));
                 ended.await;

@@ -222,7 +222,8 @@ impl Client {
         if let Some(observer) = &self.observer {
             let peer = progress.peer.as_deref();
             let error = error::wrapped(status);
-            observer(&FailedAttempt { method: method.path, attempt: progress.attempt, peer, error });
+            let (attempt, is_tls) = (progress.attempt, self.is_tls);
+            observer(&FailedAttempt { method: method.path, attempt, peer, is_tls, error });
         }
     }
 }

@@ -57,7 +57,7 @@ impl Changes for ClientWatch<'_> {
 pub struct Session<'a> {
     lease: i64,
     /// Until the lease is over.
-    renewals: Pin<Box<dyn Future<Output = ()> + 'a>>,
+    renewals: Pin<Box<dyn Future<Output = ()> + Send + 'a>>,
     is_over: bool,
 }
 

@@ -19,6 +19,7 @@ use super::CallError;
 use super::RECEIVE_BYTES_MAX;
 use super::connection::WINDOW_BYTES;
 use super::endpoint::Endpoint;
+use super::endpoint::Transport;
 use crate::proto::etcdserverpb::CompactionRequest;
 use crate::proto::etcdserverpb::CompactionResponse;
 use crate::proto::etcdserverpb::DeleteRangeRequest;
@@ -73,8 +74,8 @@ impl Direct {
     /// Dials `endpoint`. The second value runs until the connection ends and must be polled meanwhile.
     pub async fn open(endpoint: &str) -> Result<(Direct, impl Future<Output = ()> + Send + use<>), String> {
         let parsed = Endpoint::parse(endpoint);
-        if parsed.secure {
-            return Err(super::OpenError::TlsUnsupported(endpoint.to_owned()).to_string());
+        if parsed.transport == Transport::Tls {
+            return Err(format!("endpoint {endpoint} asks for TLS, which these calls do not speak"));
         }
         let target = |method: &str| {
             let path = format!("/etcdserverpb.{method}");

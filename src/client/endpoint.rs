@@ -1,6 +1,6 @@
 //! One endpoint as a user writes it, and where it is dialled.
 //!
-//! Nothing is refused here but TLS: an address that makes no sense looks like a dead server, as it does to etcd's
+//! Nothing is refused here: an address that makes no sense looks like a dead server, as it does to etcd's
 //! client (ctl.md 2.4), so its mistake is told by the dial.
 
 use std::io;
@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 
 use crate::common::os_reason::os_reason;
+use crate::common::urls::split_host_port;
 
 /// Both halves of an open connection.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send {}
@@ -34,19 +35,28 @@ enum Dial {
     Unix(PathBuf),
 }
 
+/// What an endpoint's scheme says of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Plain,
+    Tls,
+    /// Nothing: the options decide.
+    Unsaid,
+}
+
 /// An endpoint that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     dial: Dial,
-    /// Whether the scheme asks for TLS.
-    pub secure: bool,
+    pub transport: Transport,
 }
 
 impl Endpoint {
     /// Reads `host:port`, `http://host:port/…`, `https://…`, `unix:path`, `unixs:path` (table in ctl.md 2.4).
     pub fn parse(text: &str) -> Endpoint {
-        let plain = |dial| Endpoint { dial, secure: false };
-        let secure = |dial| Endpoint { dial, secure: true };
+        let plain = |dial| Endpoint { dial, transport: Transport::Plain };
+        let secure = |dial| Endpoint { dial, transport: Transport::Tls };
+        let unsaid = |dial| Endpoint { dial, transport: Transport::Unsaid };
         let authority = |rest: &str| Dial::Tcp(rest.split(['/', '?', '#']).next().unwrap_or_default().to_owned());
         let path = |rest: &str| Dial::Unix(PathBuf::from(rest.strip_prefix("//").unwrap_or(rest)));
         if let Some(rest) = text.strip_prefix("http://") {
@@ -56,9 +66,9 @@ impl Endpoint {
         } else if let Some(rest) = text.strip_prefix("unixs:") {
             secure(path(rest))
         } else if let Some(rest) = text.strip_prefix("unix:") {
-            plain(path(rest))
+            unsaid(path(rest))
         } else {
-            plain(Dial::Tcp(text.to_owned()))
+            unsaid(Dial::Tcp(text.to_owned()))
         }
     }
 
@@ -68,6 +78,13 @@ impl Endpoint {
             Dial::Tcp(address) => address.clone(),
             Dial::Unix(path) => path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
         }
+    }
+
+    /// The name that a certificate must be valid for.
+    pub fn host(&self) -> String {
+        let authority = self.authority();
+        let host = split_host_port(&authority).map(|(host, _)| host.to_owned());
+        host.unwrap_or(authority)
     }
 
     /// Opens the connection. The error is the text that etcd's client logs, `dial tcp host:port: …`.
@@ -114,21 +131,21 @@ mod tests {
 
     #[test]
     fn endpoints_are_read_as_the_table_says() {
-        let check = |text: &str, dial: Dial, secure: bool, authority: &str| {
+        let check = |text: &str, dial: Dial, transport: Transport, authority: &str| {
             let endpoint = Endpoint::parse(text);
-            assert_eq!(endpoint, Endpoint { dial, secure }, "{text}");
+            assert_eq!(endpoint, Endpoint { dial, transport }, "{text}");
             assert_eq!(endpoint.authority(), authority, "{text}");
         };
         let tcp = |address: &str| Dial::Tcp(address.to_owned());
-        check("127.0.0.1:2379", tcp("127.0.0.1:2379"), false, "127.0.0.1:2379");
-        check("http://127.0.0.1:2379/x?y", tcp("127.0.0.1:2379"), false, "127.0.0.1:2379");
-        check("https://h:1", tcp("h:1"), true, "h:1");
-        check("unix:///run/a.sock", Dial::Unix("/run/a.sock".into()), false, "a.sock");
-        check("unix:a.sock", Dial::Unix("a.sock".into()), false, "a.sock");
-        check("unixs://a.sock", Dial::Unix("a.sock".into()), true, "a.sock");
-        check("[a:1]", tcp("[a:1]"), false, "[a:1]");
-        check("", tcp(""), false, "");
-        check("foo://h:1", tcp("foo://h:1"), false, "foo://h:1");
+        check("127.0.0.1:2379", tcp("127.0.0.1:2379"), Transport::Unsaid, "127.0.0.1:2379");
+        check("http://127.0.0.1:2379/x?y", tcp("127.0.0.1:2379"), Transport::Plain, "127.0.0.1:2379");
+        check("https://h:1", tcp("h:1"), Transport::Tls, "h:1");
+        check("unix:///run/a.sock", Dial::Unix("/run/a.sock".into()), Transport::Unsaid, "a.sock");
+        check("unix:a.sock", Dial::Unix("a.sock".into()), Transport::Unsaid, "a.sock");
+        check("unixs://a.sock", Dial::Unix("a.sock".into()), Transport::Tls, "a.sock");
+        check("[a:1]", tcp("[a:1]"), Transport::Unsaid, "[a:1]");
+        check("", tcp(""), Transport::Unsaid, "");
+        check("foo://h:1", tcp("foo://h:1"), Transport::Unsaid, "foo://h:1");
     }
 
     #[tokio::test]

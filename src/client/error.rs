@@ -10,8 +10,8 @@ use crate::common::answer::Answer;
 pub enum OpenError {
     #[error("etcdclient: no available endpoints")]
     NoEndpoints,
-    #[error("endpoint {0} needs TLS, which this release does not speak yet")]
-    TlsUnsupported(String),
+    #[error("{0}")]
+    Tls(String),
     #[error("the authentication token holds characters that cannot be sent")]
     BadToken,
 }

@@ -35,6 +35,10 @@ use tonic::metadata::MetadataValue;
 
 use balancer::Balancer;
 use endpoint::Endpoint;
+use endpoint::Transport;
+
+use crate::common::tls::ClientSide;
+use crate::common::tls::Settings;
 
 pub use connection::Keepalive;
 pub use error::CallError;
@@ -46,6 +50,9 @@ pub const SEND_BYTES_MAX: usize = 2 << 20;
 /// Largest response that is read when nothing else was said: no bound that a server could reach.
 pub const RECEIVE_BYTES_MAX: usize = i32::MAX as usize;
 
+/// What a client offers by ALPN: servers of gRPC want it.
+pub const GRPC_PROTOCOLS: &[&[u8]] = &[b"h2"];
+
 /// One failed attempt of a call, told to the observer at once.
 #[derive(Debug)]
 pub struct FailedAttempt<'a> {
@@ -55,6 +62,8 @@ pub struct FailedAttempt<'a> {
     pub attempt: u32,
     /// The other end and our own, if the request was given to a connection.
     pub peer: Option<&'a (String, String)>,
+    /// Whether it went over TLS.
+    pub is_tls: bool,
     /// The status as grpc-go prints it.
     pub error: String,
 }
@@ -73,6 +82,8 @@ pub struct Config {
     /// Sent with every call as metadata `token`.
     pub token: Option<String>,
     pub observer: Option<Observer>,
+    /// For endpoints without a scheme this decides for TLS; for `https` ones it says how.
+    pub tls: Option<Arc<ClientSide>>,
 }
 
 impl Config {
@@ -85,6 +96,7 @@ impl Config {
             receive_bytes_max: RECEIVE_BYTES_MAX,
             token: None,
             observer: None,
+            tls: None,
         }
     }
 }
@@ -111,6 +123,7 @@ pub struct Client {
     /// `:authority` of every request: the first endpoint's host and port (ctl.md 2.4).
     authority: String,
     endpoints: usize,
+    is_tls: bool,
     token: Option<MetadataValue<Ascii>>,
     send_bytes_max: usize,
     receive_bytes_max: usize,
@@ -122,15 +135,21 @@ impl Client {
     pub fn open(config: Config) -> Result<Client, OpenError> {
         let endpoints: Vec<Endpoint> = config.endpoints.iter().map(|text| Endpoint::parse(text)).collect();
         let first = endpoints.first().ok_or(OpenError::NoEndpoints)?;
-        // The first endpoint's scheme decides for all of them.
-        if first.secure {
-            return Err(OpenError::TlsUnsupported(config.endpoints[0].clone()));
-        }
+        // The first endpoint's scheme decides for all of them (ctl.md 2.4).
+        let tls = match (first.transport, config.tls) {
+            (Transport::Plain, _) => None,
+            (Transport::Tls, None) => {
+                let side = ClientSide::new(&Settings::default(), GRPC_PROTOCOLS).map_err(OpenError::Tls)?;
+                Some(Arc::new(side))
+            }
+            (Transport::Tls | Transport::Unsaid, given) => given,
+        };
         let token = config.token.map(|token| token.parse().map_err(|_| OpenError::BadToken)).transpose()?;
         Ok(Client {
             authority: first.authority(),
             endpoints: endpoints.len(),
-            balancer: Balancer::start(endpoints, config.keepalive),
+            is_tls: tls.is_some(),
+            balancer: Balancer::start(endpoints, tls, config.keepalive),
             token,
             send_bytes_max: config.send_bytes_max,
             receive_bytes_max: config.receive_bytes_max,

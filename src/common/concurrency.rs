@@ -386,3 +386,6 @@ impl<C: Changes> Observer<C> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,5 +9,6 @@ pub mod key_range;
 pub mod logging;
 pub mod os_reason;
 pub mod revision;
+pub mod tls;
 pub mod urls;
 pub mod version;

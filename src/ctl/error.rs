@@ -85,7 +85,7 @@ impl From<OpenError> for CtlError {
     fn from(error: OpenError) -> CtlError {
         let exit = match &error {
             OpenError::NoEndpoints => Exit::BadConnection,
-            OpenError::TlsUnsupported(_) | OpenError::BadToken => Exit::BadArguments,
+            OpenError::Tls(_) | OpenError::BadToken => Exit::BadArguments,
         };
         CtlError::Told { exit, text: error.to_string() }
     }

@@ -45,7 +45,10 @@ impl Line {
 /// The line for one failed attempt of a call. `target` is the first endpoint's authority.
 pub fn failed_attempt(logger: &str, target: &str, failed: &FailedAttempt<'_>) -> String {
     let peer = match failed.peer {
-        Some((peer, local)) => format!("Peer{{Addr: '{peer}', LocalAddr: '{local}', AuthInfo: 'insecure'}}"),
+        Some((peer, local)) => {
+            let kind = if failed.is_tls { "tls" } else { "insecure" };
+            format!("Peer{{Addr: '{peer}', LocalAddr: '{local}', AuthInfo: '{kind}'}}")
+        }
         None => "Peer{Addr: <nil>, LocalAddr: <nil>, AuthInfo: <nil>}".to_owned(),
     };
     Line::new("warn")
@@ -120,7 +123,8 @@ mod tests {
     fn a_failed_attempt_has_etcds_keys_in_order() {
         let peer = ("127.0.0.1:30079".to_owned(), "127.0.0.1:50890".to_owned());
         let error = "rpc error: code = OutOfRange desc = x \"y\"".to_owned();
-        let failed = FailedAttempt { method: "/etcdserverpb.KV/Range", attempt: 0, peer: Some(&peer), error };
+        let failed =
+            FailedAttempt { method: "/etcdserverpb.KV/Range", attempt: 0, peer: Some(&peer), is_tls: false, error };
         let line = failed_attempt("etcd-client", "127.0.0.1:30079", &failed);
         let fixed = line.split_once("\"logger\"").expect("after the time").1;
         let (head, tail) = fixed.split_once("etcd-endpoints://").expect("a target");

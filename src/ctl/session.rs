@@ -1,5 +1,6 @@
 //! One command line being carried out: its options settled, its client, its output.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,11 +25,14 @@ use crate::client::CallError;
 use crate::client::Client;
 use crate::client::Config;
 use crate::client::Deadline;
+use crate::client::GRPC_PROTOCOLS;
 use crate::client::Keepalive;
 use crate::client::endpoint::Endpoint;
+use crate::common::tls::ClientSide;
+use crate::common::tls::Settings;
 
 /// Options that come with later releases, refused rather than ignored.
-const UNSUPPORTED: [&str; 6] = ["discovery-srv", "cacert", "cert", "key", "user", "password"];
+const UNSUPPORTED: [&str; 3] = ["discovery-srv", "user", "password"];
 
 /// What a command works with.
 pub struct Session<'a> {
@@ -103,13 +107,23 @@ impl Session<'_> {
         if let Some(name) = UNSUPPORTED.iter().find(|name| !self.values.text(name).is_empty()) {
             return refuse(&format!("--{name}"));
         }
-        if self.values.bool("insecure-skip-tls-verify") {
-            return refuse("--insecure-skip-tls-verify");
-        }
-        if !self.values.bool("insecure-transport") {
-            return refuse("--insecure-transport=false");
-        }
         Ok(())
+    }
+
+    /// How to speak TLS, if any option asks for it. Files are read here (ctl.md 2.6).
+    fn tls(&self) -> Result<Option<Arc<ClientSide>>, CtlError> {
+        let text = |name: &str| self.values.text(name).to_owned();
+        let settings = Settings {
+            cert_file: text("cert"),
+            key_file: text("key"),
+            trusted_ca_file: text("cacert"),
+            insecure_skip_verify: self.values.bool("insecure-skip-tls-verify"),
+            ..Settings::default()
+        };
+        if settings == Settings::default() && self.values.bool("insecure-transport") {
+            return Ok(None);
+        }
+        ClientSide::new(&settings, GRPC_PROTOCOLS).map(|side| Some(Arc::new(side))).map_err(CtlError::bad_arguments)
     }
 
     /// `--endpoints` as typed; call `settle` before.
@@ -128,6 +142,7 @@ impl Session<'_> {
     pub fn client(&self, endpoints: Vec<String>, logger: &'static str) -> Result<Client, CtlError> {
         let _inside = self.runtime.enter();
         let mut config = Config::new(endpoints);
+        config.tls = self.tls()?;
         let nanos = |name: &str| Duration::from_nanos(u64::try_from(self.values.duration(name)).unwrap_or(0));
         config.keepalive = Keepalive { time: nanos("keepalive-time"), timeout: nanos("keepalive-timeout") };
         let limit = |name: &str| usize::try_from(self.values.int(name)).ok().filter(|bytes| *bytes > 0);
@@ -137,7 +152,7 @@ impl Session<'_> {
         if self.personality == Personality::Etcdctl && self.warns() {
             let target = config.endpoints.first().map(|first| Endpoint::parse(first).authority()).unwrap_or_default();
             let err: ErrorStream = self.console.error_stream();
-            config.observer = Some(std::sync::Arc::new(move |failed| {
+            config.observer = Some(Arc::new(move |failed| {
                 console::tell(&err, &log::failed_attempt(logger, &target, failed));
             }));
         }

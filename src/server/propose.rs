@@ -34,6 +34,7 @@ use crate::server::apply::quota::put_cost;
 use crate::server::apply::quota::request_cost;
 use crate::server::cluster::member::Member;
 use crate::server::cluster::membership::Change;
+use crate::server::company::Company;
 use crate::server::raft::handle::Busy;
 use crate::server::raft::handle::RaftHandle;
 use crate::server::raft::state_machine::Refusal;
@@ -53,6 +54,10 @@ const NO_LEADER_PAUSE: Duration = Duration::from_millis(10);
 /// What proposals and reads need of raft. Never waits.
 pub trait RaftPort: Send + Sync {
     fn propose(&self, request_id: u64, data: Bytes) -> Result<(), Busy>;
+    /// The same for a caller who is alone: may be done before this returns, at the price of waiting for the disk.
+    fn propose_here(&self, request_id: u64, data: Bytes) -> Result<(), Busy> {
+        self.propose(request_id, data)
+    }
     /// Appended by this member as the leader of `term`, or refused.
     fn propose_in_term(&self, term: u64, request_id: u64, data: Bytes) -> Result<(), Busy>;
     fn propose_conf_change(&self, request_id: u64, change: ConfChange) -> Result<(), Busy>;
@@ -64,6 +69,10 @@ pub trait RaftPort: Send + Sync {
 impl RaftPort for RaftHandle {
     fn propose(&self, request_id: u64, data: Bytes) -> Result<(), Busy> {
         RaftHandle::propose(self, request_id, data)
+    }
+
+    fn propose_here(&self, request_id: u64, data: Bytes) -> Result<(), Busy> {
+        RaftHandle::propose_here(self, request_id, data)
     }
 
     fn propose_in_term(&self, term: u64, request_id: u64, data: Bytes) -> Result<(), Busy> {
@@ -126,6 +135,7 @@ struct Inner {
     raft: Arc<dyn RaftPort>,
     desk: Arc<Desk>,
     queue: ApplyHandle,
+    company: Arc<Company>,
     published: Published,
     connectivity: Arc<dyn Connectivity>,
     /// One task raises NOSPACE, the others wait for it.
@@ -146,6 +156,8 @@ pub struct ProposerParts {
     pub raft: Arc<dyn RaftPort>,
     pub desk: Arc<Desk>,
     pub queue: ApplyHandle,
+    /// Says whether a proposal is the only one.
+    pub company: Arc<Company>,
     pub published: Published,
     pub connectivity: Arc<dyn Connectivity>,
     pub metrics: ProposeMetrics,
@@ -153,9 +165,9 @@ pub struct ProposerParts {
 
 impl Proposer {
     pub fn new(parts: ProposerParts) -> Proposer {
-        let ProposerParts { limits, ids, raft, desk, queue, published, connectivity, metrics } = parts;
+        let ProposerParts { limits, ids, raft, desk, queue, company, published, connectivity, metrics } = parts;
         let raising = tokio::sync::Mutex::new(());
-        let inner = Inner { limits, ids, raft, desk, queue, published, connectivity, raising, metrics };
+        let inner = Inner { limits, ids, raft, desk, queue, company, published, connectivity, raising, metrics };
         Proposer { inner: Arc::new(inner) }
     }
 
@@ -318,7 +330,11 @@ impl Proposer {
             return Err(Answer::RequestTooLarge);
         }
         let deadline = Instant::now() + self.inner.limits.request_timeout;
-        self.enter(id, Some(deadline), || self.inner.raft.propose(id, data.clone())).await
+        let propose = || match self.inner.company.is_alone() {
+            true => self.inner.raft.propose_here(id, data.clone()),
+            false => self.inner.raft.propose(id, data.clone()),
+        };
+        self.enter(id, Some(deadline), propose).await
     }
 
     /// Refuses when too much is committed and not yet applied.

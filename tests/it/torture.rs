@@ -76,6 +76,12 @@ fn five_members_with_little_to_share_break_no_promise() {
     clean("3", "kill,partition,pause,compact", &["--members", "5", "--keys", "3", "--clients", "12"]);
 }
 
+#[test]
+fn a_lone_client_of_a_lone_member_is_promised_the_same() {
+    clean("4", "kill,restart,compact", &["--members", "1", "--clients", "1"]);
+    clean("5", "kill,pause,compact", &["--members", "1", "--clients", "3"]);
+}
+
 /// Whether file systems can be made and mounted here; says aloud that `test` is skipped if not.
 fn may_mount(test: &str) -> bool {
     if !nix::unistd::geteuid().is_root() {

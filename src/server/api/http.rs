@@ -50,6 +50,8 @@ pub struct HttpServer {
 pub enum Surface {
     /// Everything, guarded by the host whitelist and CORS.
     Client,
+    /// The same over TLS: who asks there cannot be lured by a name (server.md 8.2).
+    SecureClient,
     /// `/metrics` and health only.
     Metrics,
 }
@@ -67,7 +69,7 @@ impl HttpServer {
             return self.route(surface, &parts.method, parts.uri.path(), parts.uri.query()).await;
         }
         let host = host_of(&parts.headers, &parts.uri);
-        if !allows(&self.access.hosts, &host) {
+        if surface == Surface::Client && !allows(&self.access.hosts, &host) {
             return refused_host(&host);
         }
         let cors = self.cors(&parts.headers);
@@ -80,7 +82,7 @@ impl HttpServer {
     }
 
     async fn route(&self, surface: Surface, method: &Method, path: &str, query: Option<&str>) -> Response<Body> {
-        let client = surface == Surface::Client;
+        let client = surface != Surface::Metrics;
         match path {
             "/metrics" => self.metrics_page(),
             "/health" => only_get(method, self.health(query)).await,

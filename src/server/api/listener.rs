@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::net::TcpSocket;
@@ -14,6 +15,7 @@ use crate::common::os_reason::os_reason;
 use crate::common::urls::Address;
 use crate::common::urls::Url;
 use crate::server::api::socket::Stream;
+use crate::server::handshakes::Door;
 
 /// Connections that the kernel completes while nobody accepts: those that came before the member was published.
 const BACKLOG: u32 = 1024;
@@ -26,10 +28,19 @@ pub struct Reuse {
 }
 
 /// One listening socket. A unix socket's file goes when it is dropped.
-#[derive(Debug)]
 pub struct Listener {
     inner: Inner,
     url: Url,
+    entry: Entry,
+}
+
+/// Who may come in: at least one of the two.
+#[derive(Clone)]
+pub struct Entry {
+    /// Those who speak without TLS.
+    pub plain: bool,
+    /// Those who pass its handshake.
+    pub door: Option<Arc<Door>>,
 }
 
 #[derive(Debug)]
@@ -58,7 +69,17 @@ impl Listener {
                 Inner::Unix(listener, path)
             }
         };
-        Ok(Listener { inner, url: url.clone() })
+        Ok(Listener { inner, url: url.clone(), entry: Entry { plain: true, door: None } })
+    }
+
+    /// The same with another way in.
+    pub fn with_entry(self, entry: Entry) -> Listener {
+        assert!(entry.plain || entry.door.is_some(), "somebody may come in at {}", self.url);
+        Listener { entry, ..self }
+    }
+
+    pub fn entry(&self) -> &Entry {
+        &self.entry
     }
 
     pub fn url(&self) -> &Url {
@@ -86,9 +107,9 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
+impl Drop for Inner {
     fn drop(&mut self) {
-        if let Inner::Unix(_, path) = &self.inner {
+        if let Inner::Unix(_, path) = self {
             let _ = fs::remove_file(path);
         }
     }
@@ -127,7 +148,7 @@ mod tests {
         let first = Listener::bind(&url, Reuse::default()).await.expect("binds");
         let port = first.local_address().expect("TCP").port();
         let taken = Url::parse(&format!("http://127.0.0.1:{port}")).expect("valid");
-        let error = Listener::bind(&taken, Reuse::default()).await.expect_err("taken");
+        let error = Listener::bind(&taken, Reuse::default()).await.err().expect("taken");
         assert_eq!(error.to_string(), format!("listen tcp 127.0.0.1:{port}: bind: address already in use"));
     }
 

@@ -10,8 +10,10 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use http::HeaderValue;
 use http::Request;
 use http::Response;
+use http::header::CONTENT_TYPE;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::server::conn::http2;
@@ -31,6 +33,7 @@ use crate::server::api::http::Access;
 use crate::server::api::http::HttpServer;
 use crate::server::api::http::Surface;
 use crate::server::api::interceptors::GrpcServer;
+use crate::server::api::listener::Entry;
 use crate::server::api::listener::Listener;
 use crate::server::api::metrics::GrpcMetrics;
 use crate::server::api::metrics::RequestMetrics;
@@ -39,6 +42,8 @@ use crate::server::api::socket::Protocol;
 use crate::server::api::socket::Socket;
 use crate::server::api::socket::Stream;
 use crate::server::api::unsent::Unsent;
+use crate::server::company::Company;
+use crate::server::handshakes::farewell;
 use crate::server::metrics::fd_limit;
 
 /// Descriptors kept for files and peers.
@@ -59,6 +64,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// Header bytes of one request (reliability.md 4.4).
 const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 
+/// What the content type of a call has in it.
+const GRPC: &[u8] = b"application/grpc";
+
 /// How the port is served.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
@@ -72,6 +80,8 @@ pub struct ServeOptions {
     pub connections_max: usize,
     /// `--metrics extensive`: a histogram for each method.
     pub extensive_metrics: bool,
+    /// Where connections say that calls came.
+    pub company: Arc<Company>,
 }
 
 /// What a listener answers.
@@ -175,9 +185,9 @@ impl ApiServer {
             };
             match accepted {
                 Ok(stream) => {
-                    let (server, stop) = (self.clone(), stop.clone());
+                    let (server, entry, stop) = (self.clone(), listener.entry().clone(), stop.clone());
                     connections.spawn(async move {
-                        server.connection(stream, role, stop).await;
+                        server.connection(stream, entry, role, stop).await;
                         drop(permit);
                     });
                 }
@@ -192,26 +202,48 @@ impl ApiServer {
         while connections.join_next().await.is_some() {}
     }
 
-    async fn connection(self: Arc<ApiServer>, stream: Stream, role: Role, mut stop: watch::Receiver<bool>) {
-        let sniffed = tokio::select! {
-            sniffed = tokio::time::timeout(HEADER_READ_TIMEOUT, Socket::sniff(stream)) => sniffed,
+    async fn connection(
+        self: Arc<ApiServer>,
+        stream: Stream,
+        entry: Entry,
+        role: Role,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let opened = tokio::select! {
+            opened = open(stream, &entry) => opened,
             () = stopped(&mut stop) => return,
         };
-        let Ok(Ok((protocol, socket))) = sniffed else { return };
+        let Some((protocol, socket, is_secure)) = opened else { return };
+        let pages = match (role, is_secure) {
+            (Role::Metrics, _) => Surface::Metrics,
+            (_, true) => Surface::SecureClient,
+            (_, false) => Surface::Client,
+        };
         let served = match (protocol, role) {
-            (Protocol::Http2, Role::Client | Role::GrpcOnly) => self.http2(socket, stop).await,
-            (Protocol::Http1, Role::GrpcOnly) => return,
-            (Protocol::Http1, Role::Client | Role::HttpOnly) => self.http1(socket, Surface::Client, stop).await,
-            (Protocol::Http1, Role::Metrics) => self.http1(socket, Surface::Metrics, stop).await,
-            (Protocol::Http2, Role::HttpOnly | Role::Metrics) => return,
+            // Without TLS whoever speaks HTTP/2 speaks gRPC (server.md 0.1).
+            (Protocol::Http2, Role::GrpcOnly) => self.http2(socket, Calling::Grpc, stop).await,
+            (Protocol::Http2, Role::Client) if !is_secure => self.http2(socket, Calling::Grpc, stop).await,
+            (Protocol::Http2, Role::Client) => self.http2(socket, Calling::Either(pages), stop).await,
+            (Protocol::Http2, Role::HttpOnly | Role::Metrics) if is_secure => {
+                self.http2(socket, Calling::Pages(pages), stop).await
+            }
+            (Protocol::Http1, Role::Client | Role::HttpOnly | Role::Metrics) => self.http1(socket, pages, stop).await,
+            (Protocol::Http2, Role::HttpOnly | Role::Metrics) | (Protocol::Http1, Role::GrpcOnly) => return,
+            (Protocol::Tls, _) => return,
         };
         if let Err(error) = served {
             tracing::debug!(%error, "a client connection ended");
         }
     }
 
-    async fn http2(self: Arc<ApiServer>, socket: Socket, mut stop: watch::Receiver<bool>) -> Result<(), hyper::Error> {
+    async fn http2(
+        self: Arc<ApiServer>,
+        socket: Socket,
+        calling: Calling,
+        mut stop: watch::Receiver<bool>,
+    ) -> Result<(), hyper::Error> {
         let starts = Starts::default();
+        let company = self.options.company.clone();
         let mut builder = http2::Builder::new(starts.clone());
         builder
             .timer(TokioTimer::new())
@@ -227,10 +259,16 @@ impl ApiServer {
             let server = self.clone();
             request.extensions_mut().insert(unsent.clone());
             // Boxed, because the library moves it from hand to hand.
-            Box::pin(async move { Ok::<Response<Body>, Infallible>(server.grpc.call(request).await) })
+            Box::pin(async move {
+                let answer = match calling.pages_for(&request) {
+                    None => server.grpc.call(request).await,
+                    Some(pages) => Box::pin(server.http.call(pages, request)).await,
+                };
+                Ok::<Response<Body>, Infallible>(answer)
+            })
         });
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(socket), service));
-        let mut calls = Calls::new(starts);
+        let mut calls = Calls::new(starts, company.visitor());
         tokio::select! {
             ended = calls.run_with(connection.as_mut()) => return ended,
             () = stopped(&mut stop) => connection.as_mut().graceful_shutdown(),
@@ -257,6 +295,55 @@ impl ApiServer {
             () = stopped(&mut stop) => connection.as_mut().graceful_shutdown(),
         }
         connection.await
+    }
+}
+
+/// What is asked for on an HTTP/2 connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Calling {
+    Grpc,
+    /// gRPC by its content type, pages else.
+    Either(Surface),
+    Pages(Surface),
+}
+
+impl Calling {
+    /// Which pages this request is for; `None` for a call.
+    fn pages_for<B>(self, request: &Request<B>) -> Option<Surface> {
+        match self {
+            Calling::Grpc => None,
+            Calling::Pages(pages) => Some(pages),
+            Calling::Either(pages) => {
+                let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+                let is_call = kind.windows(GRPC.len()).any(|part| part == GRPC);
+                (!is_call).then_some(pages)
+            }
+        }
+    }
+}
+
+/// Waits for the first words of a connection, and for its handshake. `None` for one that is not let in.
+async fn open(stream: Stream, entry: &Entry) -> Option<(Protocol, Socket, bool)> {
+    let sniff = async |stream| tokio::time::timeout(HEADER_READ_TIMEOUT, Socket::sniff(stream)).await.ok()?.ok();
+    let (protocol, socket) = sniff(stream).await?;
+    match (&entry.door, protocol) {
+        // Whoever tries TLS here hears nothing, as from etcd.
+        (None, Protocol::Tls) => {
+            farewell(socket).await;
+            None
+        }
+        (None, _) => Some((protocol, socket, false)),
+        (Some(door), Protocol::Tls) => {
+            let stream = door.let_in(socket.into_wire()?).await?;
+            let (protocol, socket) = sniff(Stream::Tls(stream)).await?;
+            Some((protocol, socket, true))
+        }
+        (Some(_), _) if entry.plain => Some((protocol, socket, false)),
+        (Some(door), _) => {
+            let (remote, said_nothing) = (socket.remote(), socket.said_nothing());
+            door.reject(socket, remote, said_nothing).await;
+            None
+        }
     }
 }
 

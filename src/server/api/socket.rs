@@ -2,6 +2,7 @@
 //! old clients mended.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
@@ -15,15 +16,19 @@ use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 
 use crate::server::api::authority::Opening;
+use crate::server::handshakes;
+use crate::server::handshakes::TlsStream;
+use crate::server::handshakes::Wire;
 
 /// What a client that speaks HTTP/2 without upgrade says first (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Either kind of stream.
+/// Any kind of stream.
 #[derive(Debug)]
 pub enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream>),
 }
 
 /// Which protocol a connection speaks.
@@ -31,6 +36,8 @@ pub enum Stream {
 pub enum Protocol {
     Http1,
     Http2,
+    /// One of the others, once its handshake is done.
+    Tls,
 }
 
 /// A stream whose first bytes were read already.
@@ -48,7 +55,8 @@ pub struct Socket {
 const OPENING_BYTES: usize = 1024;
 
 impl Socket {
-    /// Reads until the protocol is clear: HTTP/2 if the whole preface comes, else HTTP/1. The caller sets a deadline.
+    /// Reads until the protocol is clear: TLS by its first byte, HTTP/2 if the whole preface comes, else HTTP/1. The
+    /// caller sets a deadline.
     pub async fn sniff(mut stream: Stream) -> Result<(Protocol, Socket), io::Error> {
         let mut first = [0; PREFACE.len()];
         let mut len = 0;
@@ -58,9 +66,35 @@ impl Socket {
                 more => len += more,
             }
         }
-        let protocol = if first[..len] == *PREFACE { Protocol::Http2 } else { Protocol::Http1 };
+        let protocol = match &first[..len] {
+            whole if whole == PREFACE => Protocol::Http2,
+            [handshakes::FIRST_BYTE, ..] => Protocol::Tls,
+            _ => Protocol::Http1,
+        };
         let opening = (protocol == Protocol::Http2).then(Opening::default);
         Ok((protocol, Socket { stream, first: first[..len].to_vec(), given: 0, opening }))
+    }
+
+    /// Whether the other side went away without a word.
+    pub fn said_nothing(&self) -> bool {
+        self.first.is_empty()
+    }
+
+    /// The same socket for a handshake. `None` if TLS is spoken on it already.
+    pub fn into_wire(self) -> Option<Wire> {
+        match self.stream {
+            Stream::Tcp(stream) => Some(Wire::tcp(stream, self.first)),
+            Stream::Unix(stream) => Some(Wire::unix(stream, self.first)),
+            Stream::Tls(_) => None,
+        }
+    }
+
+    /// The other end of a TCP connection.
+    pub fn remote(&self) -> Option<SocketAddr> {
+        match &self.stream {
+            Stream::Tcp(stream) => stream.peer_addr().ok(),
+            Stream::Unix(_) | Stream::Tls(_) => None,
+        }
     }
 
     /// Reads until there is something to hand out, or the end.
@@ -91,6 +125,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -117,6 +152,7 @@ impl AsyncWrite for Socket {
         match &mut self.get_mut().stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -128,6 +164,7 @@ impl AsyncWrite for Socket {
         match &mut self.get_mut().stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
             Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
         }
     }
 
@@ -139,6 +176,7 @@ impl AsyncWrite for Socket {
         match &mut self.get_mut().stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -146,6 +184,7 @@ impl AsyncWrite for Socket {
         match &mut self.get_mut().stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -162,6 +201,7 @@ mod tests {
             (b"GET / HTTP/1.1\r\n\r\n", Protocol::Http1),
             (b"PRI / HTTP/1.1\r\n\r\n", Protocol::Http1),
             (b"PRI", Protocol::Http1),
+            (b"\x16\x03\x01", Protocol::Tls),
             (b"", Protocol::Http1),
         ] {
             let (mut client, server) = UnixStream::pair().expect("pair");

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::common::logging::LogConfig;
+use crate::common::tls::Settings;
 use crate::common::urls::Urls;
 use crate::server::config::exit::Exit;
 use crate::server::config::features::FeatureGates;
@@ -72,6 +73,13 @@ pub struct Config {
     pub reuse_port: bool,
     pub reuse_address: bool,
 
+    pub client_tls: Settings,
+    pub peer_tls: Settings,
+    pub auto_tls: bool,
+    pub peer_auto_tls: bool,
+    /// Years.
+    pub self_signed_cert_validity: u64,
+
     /// As typed: it is only read when there is no log yet (`initial_cluster()`).
     pub initial_cluster_text: String,
     pub initial_cluster_state: ClusterState,
@@ -83,6 +91,8 @@ pub struct Config {
     pub initial_election_tick_advance: bool,
     pub pre_vote: bool,
     pub strict_reconfig_check: bool,
+    /// Go on alone, without the members that are lost for good. Only with data of an earlier start.
+    pub force_new_cluster: bool,
     pub max_learners: usize,
     pub raft_read_timeout: Duration,
     pub raft_write_timeout: Duration,

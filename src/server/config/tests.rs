@@ -148,6 +148,25 @@ fn impossible_settings_exit_1_with_etcds_log_lines() {
         start,
         "cannot listen on TLS for 127.0.0.1:2380: KeyFile and CertFile are not presented",
     );
+    check(
+        &["--listen-metrics-urls", "https://127.0.0.1:2381"],
+        start,
+        "cannot listen on TLS for 127.0.0.1:2381: KeyFile and CertFile are not presented",
+    );
+    let version = "unexpected TLS version \"TLS1.1\" (must be one of: TLS1.2, TLS1.3)";
+    check(&["--tls-min-version", "TLS1.1"], verify, version);
+    check(&["--tls-max-version", "TLS1.1"], verify, version);
+    check(
+        &["--tls-min-version", "TLS1.3", "--tls-max-version", "TLS1.2"],
+        verify,
+        "min version (TLS1.3) is greater than max version (TLS1.2)",
+    );
+    check(
+        &["--tls-min-version", "TLS1.3", "--cipher-suites", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"],
+        verify,
+        "cipher suites cannot be configured when only TLS1.3 is enabled",
+    );
+    check(&["--cipher-suites", "X"], start, "unexpected TLS cipher suite \"X\"");
     let url = "http://127.0.0.1:1";
     check(
         &["--listen-client-urls", url, "--advertise-client-urls", url, "--listen-client-http-urls", url],
@@ -166,11 +185,8 @@ fn flags_that_are_not_served_are_refused_by_name() {
             exit.stderr
         );
     };
-    check(&["--cert-file", "x"], "--cert-file");
-    check(&["--client-cert-auth"], "--client-cert-auth");
     check(&["--discovery-srv", "x"], "--discovery-srv");
     check(&["--config-file", "x"], "--config-file");
-    check(&["--force-new-cluster=1"], "--force-new-cluster");
     check(&["--downgrade-check-time", "1h"], "--downgrade-check-time");
     check(&["--feature-gates", "PriorityRequest=true"], "PriorityRequest");
     // What says how it is anyhow is taken.
@@ -231,6 +247,7 @@ fn legacy_flags_are_taken_and_warned_about() {
 #[test]
 fn quirks_of_etcd_that_start_normally() {
     etcd(&["--max-learners", "0"]).expect("valid");
+    assert!(etcd(&["--force-new-cluster"]).expect("valid").force_new_cluster);
     etcd(&["--metrics", "x"]).expect("valid");
     let config = etcd(&["--auto-compaction-mode", "revision", "--auto-compaction-retention", "1h"]).expect("valid");
     assert_eq!(config.auto_compaction, Some(AutoCompaction::Revision(3_600_000_000_000)));

@@ -11,6 +11,8 @@ use crate::common::logging::Format;
 use crate::common::logging::Level;
 use crate::common::logging::LogConfig;
 use crate::common::logging::Output;
+use crate::common::tls::Offer;
+use crate::common::tls::Settings;
 use crate::common::urls::Url;
 use crate::common::urls::Urls;
 use crate::server::config::AutoCompaction;
@@ -37,7 +39,8 @@ pub(super) fn config(mut typed: Typed) -> Result<Config, Exit> {
     check_urls(&typed).map_err(Exit::failed_to_verify)?;
     check_times(&typed).map_err(Exit::failed_to_verify)?;
     check_modes(&typed).map_err(Exit::failed_to_verify)?;
-    check_start(&typed).map_err(Exit::discovery_failed)?;
+    let (client_tls, peer_tls) = tls(&mut typed)?;
+    check_start(&typed, &client_tls, &peer_tls).map_err(Exit::discovery_failed)?;
     let mode = typed.text("auto-compaction-mode");
     let auto_compaction =
         AutoCompaction::parse(mode, typed.text("auto-compaction-retention")).map_err(Exit::discovery_failed)?;
@@ -58,6 +61,11 @@ pub(super) fn config(mut typed: Typed) -> Result<Config, Exit> {
         listen_metrics_urls: typed.urls("listen-metrics-urls"),
         advertise_client_urls: advertised(&typed, "advertise-client-urls", "listen-client-urls"),
         advertise_peer_urls,
+        client_tls,
+        peer_tls,
+        auto_tls: typed.boolean("auto-tls"),
+        peer_auto_tls: typed.boolean("peer-auto-tls"),
+        self_signed_cert_validity: typed.unsigned("self-signed-cert-validity"),
         reuse_port: typed.boolean("socket-reuse-port"),
         reuse_address: typed.boolean("socket-reuse-address"),
         initial_cluster_text,
@@ -71,6 +79,7 @@ pub(super) fn config(mut typed: Typed) -> Result<Config, Exit> {
         initial_election_tick_advance: typed.boolean("initial-election-tick-advance"),
         pre_vote: typed.boolean("pre-vote"),
         strict_reconfig_check: typed.boolean("strict-reconfig-check"),
+        force_new_cluster: typed.boolean("force-new-cluster"),
         max_learners: usize::try_from(typed.signed("max-learners")).unwrap_or(0),
         raft_read_timeout: typed.duration("raft-read-timeout").max(RAFT_TIMEOUT_MIN),
         raft_write_timeout: typed.duration("raft-write-timeout").max(RAFT_TIMEOUT_MIN),
@@ -211,16 +220,65 @@ fn check_modes(typed: &Typed) -> Result<(), String> {
     Ok(())
 }
 
+/// What is said about TLS on the client port and on the peer port. The versions are checked with the flags, the suites
+/// while the member starts, as in etcd.
+fn tls(typed: &mut Typed) -> Result<(Settings, Settings), Exit> {
+    let suites = typed.words("cipher-suites");
+    let read = |suites: &[String]| Offer::read(typed.text("tls-min-version"), typed.text("tls-max-version"), suites);
+    let only_tls13 = || "cipher suites cannot be configured when only TLS1.3 is enabled".to_owned();
+    read(&[]).map_err(Exit::failed_to_verify)?;
+    if !suites.is_empty() && typed.text("tls-min-version") == "TLS1.3" {
+        return Err(Exit::failed_to_verify(only_tls13()));
+    }
+    let (offer, left_out) = read(&suites).map_err(Exit::discovery_failed)?;
+    let text = |name: &str| typed.text(name).to_owned();
+    let client = Settings {
+        cert_file: text("cert-file"),
+        key_file: text("key-file"),
+        client_cert_file: text("client-cert-file"),
+        client_key_file: text("client-key-file"),
+        trusted_ca_file: text("trusted-ca-file"),
+        client_cert_auth: typed.boolean("client-cert-auth"),
+        crl_file: text("client-crl-file"),
+        allowed_hostnames: typed.words("client-cert-allowed-hostname"),
+        offer: offer.clone(),
+        ..Settings::default()
+    };
+    let peer = Settings {
+        cert_file: text("peer-cert-file"),
+        key_file: text("peer-key-file"),
+        client_cert_file: text("peer-client-cert-file"),
+        client_key_file: text("peer-client-key-file"),
+        trusted_ca_file: text("peer-trusted-ca-file"),
+        client_cert_auth: typed.boolean("peer-client-cert-auth"),
+        crl_file: text("peer-crl-file"),
+        allowed_cns: typed.words("peer-cert-allowed-cn"),
+        allowed_hostnames: typed.words("peer-cert-allowed-hostname"),
+        skip_client_san_verification: typed.boolean("peer-skip-client-san-verification"),
+        offer,
+        ..Settings::default()
+    };
+    for name in left_out {
+        let message = format!("left out a cipher suite that is not supported: {name}");
+        typed.notes.push(Note { level: "warn", message, fields: Vec::new() });
+    }
+    Ok((client, peer))
+}
+
 /// What etcd finds while it starts.
-fn check_start(typed: &Typed) -> Result<(), String> {
+fn check_start(typed: &Typed, client_tls: &Settings, peer_tls: &Settings) -> Result<(), String> {
     let (client, http) = (typed.urls("listen-client-urls"), typed.urls("listen-client-http-urls"));
-    let https = client.iter().chain(&http).find(|url| url.scheme().is_tls());
-    if let Some(url) = https {
+    let lacks_client = client_tls.is_empty() && !typed.boolean("auto-tls");
+    if let Some(url) = client.iter().chain(&http).find(|url| lacks_client && url.scheme().is_tls()) {
         return Err(format!(
             "TLS key/cert (--cert-file, --key-file) must be provided for client url {url} with HTTPS scheme"
         ));
     }
-    if let Some(url) = typed.urls("listen-peer-urls").iter().find(|url| url.scheme().is_tls()) {
+    let lacks_peer = peer_tls.is_empty() && !typed.boolean("peer-auto-tls");
+    let (peer, metrics) = (typed.urls("listen-peer-urls"), typed.urls("listen-metrics-urls"));
+    let peer = peer.iter().filter(|_| lacks_peer);
+    let without = peer.chain(metrics.iter().filter(|_| lacks_client)).find(|url| url.scheme().is_tls());
+    if let Some(url) = without {
         let host = url.authority();
         return Err(format!("cannot listen on TLS for {host}: KeyFile and CertFile are not presented"));
     }

@@ -61,7 +61,7 @@ async fn streams_come_back_after_the_listener_did() {
         socket = TcpListener::bind(one.address);
     }
     let socket = socket.unwrap();
-    one.listener = Some(PeerListener::start(&one.peers, Arc::new(Facts), vec![socket]).unwrap());
+    one.listener = Some(PeerListener::start(&one.peers, Arc::new(Facts), vec![socket.into()]).unwrap());
     one.is_connected(&two).await;
     one.peers.send(vec![append(M1, M2, 5, b"x")]);
     until("the append", || two.messages() == [append(M1, M2, 5, b"x")]).await;

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use crate::common::answer::Answer;
 use crate::common::ids::ClusterId;
 use crate::common::ids::MemberId;
+use crate::server::peer::dialer::Dialer;
 use crate::server::peer::fact_routes::HashKvAsk;
 use crate::server::peer::fact_routes::MEMBER_NOT_LEARNER;
 use crate::server::peer::fact_routes::PeerHash;
@@ -40,10 +41,14 @@ pub enum FetchError {
 }
 
 /// `GET /members` from the first of `urls` that answers, `limit` for each: the cluster's id and the JSON array.
-pub async fn fetch_members(urls: &[String], limit: Duration) -> Result<(ClusterId, String), FetchError> {
+pub async fn fetch_members(
+    dialer: &Dialer,
+    urls: &[String],
+    limit: Duration,
+) -> Result<(ClusterId, String), FetchError> {
     let mut last = FetchError::NoUrls;
     for url in urls {
-        match members_of(url, limit).await {
+        match members_of(dialer, url, limit).await {
             Ok(members) => return Ok(members),
             Err(error) => {
                 tracing::warn!(url, %error, "cannot get the members of the cluster");
@@ -54,8 +59,8 @@ pub async fn fetch_members(urls: &[String], limit: Duration) -> Result<(ClusterI
     Err(last)
 }
 
-async fn members_of(url: &str, limit: Duration) -> Result<(ClusterId, String), FetchError> {
-    let answer = ask(url, Method::GET, "/members", HeaderMap::new(), Bytes::new(), limit).await?;
+async fn members_of(dialer: &Dialer, url: &str, limit: Duration) -> Result<(ClusterId, String), FetchError> {
+    let answer = ask(dialer, url, Method::GET, "/members", HeaderMap::new(), Bytes::new(), limit).await?;
     let malformed = |detail: &str| FetchError::Malformed { url: url.to_owned(), detail: detail.to_owned() };
     let cluster = headers::Signature::read(answer.headers()).cluster.ok_or_else(|| malformed("no cluster id"))?;
     let json = String::from_utf8(answer.into_body().into()).map_err(|_| malformed("not UTF-8"))?;
@@ -63,14 +68,15 @@ async fn members_of(url: &str, limit: Duration) -> Result<(ClusterId, String), F
 }
 
 /// `GET /version`: the JSON object.
-pub async fn fetch_version(url: &str, limit: Duration) -> Result<String, FetchError> {
-    let answer = ask(url, Method::GET, "/version", HeaderMap::new(), Bytes::new(), limit).await?;
+pub async fn fetch_version(dialer: &Dialer, url: &str, limit: Duration) -> Result<String, FetchError> {
+    let answer = ask(dialer, url, Method::GET, "/version", HeaderMap::new(), Bytes::new(), limit).await?;
     let malformed = |_| FetchError::Malformed { url: url.to_owned(), detail: "not UTF-8".to_owned() };
     String::from_utf8(answer.into_body().into()).map_err(malformed)
 }
 
 /// `GET /members/hashkv` at `revision` (0: now). A future or compacted revision is `Refused` with etcd's text.
 pub async fn fetch_hash_kv(
+    dialer: &Dialer,
     url: &str,
     cluster: ClusterId,
     revision: i64,
@@ -79,16 +85,21 @@ pub async fn fetch_hash_kv(
     let mut headers = HeaderMap::new();
     headers.insert(headers::CLUSTER_ID, headers::text_value(cluster.to_string()));
     let body = serde_json::to_vec(&HashKvAsk { revision }).expect("a number is always JSON");
-    let answer = ask(url, Method::GET, "/members/hashkv", headers, body.into(), limit).await?;
+    let answer = ask(dialer, url, Method::GET, "/members/hashkv", headers, body.into(), limit).await?;
     serde_json::from_slice(answer.body())
         .map_err(|error| FetchError::Malformed { url: url.to_owned(), detail: error.to_string() })
 }
 
 /// `POST /members/promote/<id>` to a leader: the JSON array of all members afterwards, or what the leader says for good.
 /// Any other refusal may pass when it is asked again (server.md 6.2).
-pub async fn ask_promotion(url: &str, id: MemberId, limit: Duration) -> Result<Result<String, Answer>, FetchError> {
+pub async fn ask_promotion(
+    dialer: &Dialer,
+    url: &str,
+    id: MemberId,
+    limit: Duration,
+) -> Result<Result<String, Answer>, FetchError> {
     let path = format!("/members/promote/{}", id.0);
-    let refused = match ask(url, Method::POST, &path, HeaderMap::new(), Bytes::new(), limit).await {
+    let refused = match ask(dialer, url, Method::POST, &path, HeaderMap::new(), Bytes::new(), limit).await {
         Ok(answer) => {
             let json = String::from_utf8(answer.into_body().into());
             return json
@@ -110,6 +121,7 @@ pub async fn ask_promotion(url: &str, id: MemberId, limit: Duration) -> Result<R
 
 /// One request over a connection of its own, connecting included in `limit`.
 async fn ask(
+    dialer: &Dialer,
     url: &str,
     method: Method,
     path: &str,
@@ -122,7 +134,7 @@ async fn ask(
     *request.method_mut() = method;
     *request.uri_mut() = path.parse().expect("paths are made of constants and numbers");
     *request.headers_mut() = headers;
-    let exchange = async { Connection::open(&peer_url).await?.exchange(request, limit).await };
+    let exchange = async { Connection::open(dialer, &peer_url).await?.exchange(request, limit).await };
     let answer = timeout(limit, exchange).await.unwrap_or_else(|_| Err(RequestError::Timeout(url.to_owned())))?;
     if answer.status() == StatusCode::OK {
         return Ok(answer);

@@ -1,6 +1,4 @@
-//! One HTTP/1.1 connection to another member: how it is opened, and requests over it.
-//!
-//! `connect` is the only place that opens a socket towards a peer; TLS goes in there.
+//! One HTTP/1.1 connection to another member, and requests over it. `dialer` opens the socket.
 
 use std::io;
 use std::time::Duration;
@@ -16,9 +14,10 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+
+use crate::server::peer::dialer::Dialer;
 
 /// Opening a connection: etcd gives it one second and an election timeout (server.md 12).
 pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -35,6 +34,9 @@ pub struct PeerUrl {
     authority: String,
     /// What the resolver gets: host and port.
     address: String,
+    /// Without brackets.
+    host: String,
+    is_tls: bool,
 }
 
 /// Why a peer cannot be asked.
@@ -53,41 +55,54 @@ pub enum RequestError {
 }
 
 impl PeerUrl {
-    /// Reads `http://host:port`; a path is ignored, as etcd refuses to store one.
+    /// Reads `http://host:port` and `https://host:port`; a path is ignored, as etcd refuses to store one.
     pub fn parse(url: &str) -> Result<PeerUrl, RequestError> {
         let wrong = || RequestError::Url(url.to_owned());
         let uri: http::Uri = url.parse().map_err(|_| wrong())?;
         let authority = uri.authority().ok_or_else(wrong)?;
         let after_host = authority.as_str().strip_prefix(authority.host());
+        let is_tls = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(wrong()),
+        };
         let port = match (after_host, authority.port_u16()) {
-            (Some(""), None) => 80,
+            (Some(""), None) => {
+                if is_tls {
+                    443
+                } else {
+                    80
+                }
+            }
             (Some(_), Some(port)) => port,
             // Credentials, or a port out of range.
             _ => return Err(wrong()),
         };
-        if uri.scheme_str() != Some("http") || authority.host().is_empty() {
+        if authority.host().is_empty() {
             return Err(wrong());
         }
-        Ok(PeerUrl { authority: authority.to_string(), address: format!("{}:{port}", authority.host()) })
+        let host = authority.host();
+        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host).to_owned();
+        Ok(PeerUrl { authority: authority.to_string(), address: format!("{host}:{port}"), host: bare, is_tls })
+    }
+
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The name or address that the other side's certificate must be valid for.
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        self.is_tls
     }
 
     /// For the Host header and for logs.
     pub fn authority(&self) -> &str {
         &self.authority
     }
-}
-
-/// Opens a socket to `url`.
-async fn connect(url: &PeerUrl) -> io::Result<TcpStream> {
-    let dialed = timeout(DIAL_TIMEOUT, TcpStream::connect(&url.address)).await;
-    let socket = dialed.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    // A closed port inside the ephemeral range can be dialed from itself; the member that owns it would then find its
-    // address in use (peer.md 3.7).
-    if socket.local_addr()? == socket.peer_addr()? {
-        return Err(io::Error::other("connected to itself"));
-    }
-    socket.set_nodelay(true)?;
-    Ok(socket)
 }
 
 /// An open connection; dropping it closes the socket.
@@ -105,9 +120,9 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    pub async fn open(url: &PeerUrl) -> Result<Connection, RequestError> {
+    pub async fn open(dialer: &Dialer, url: &PeerUrl) -> Result<Connection, RequestError> {
         let authority = url.authority.clone();
-        let socket = connect(url).await.map_err(|error| RequestError::Connect(authority.clone(), error))?;
+        let socket = dialer.dial(url).await.map_err(|error| RequestError::Connect(authority.clone(), error))?;
         let handshake = http1::Builder::new().title_case_headers(true).handshake(TokioIo::new(socket)).await;
         let (sender, connection) = handshake.map_err(|error| RequestError::Broken(authority.clone(), error))?;
         let driver = tokio::spawn(async move {
@@ -208,7 +223,7 @@ mod tests {
             socket.write_all(answer.as_bytes()).await.unwrap();
         };
         let client = async {
-            let mut connection = Connection::open(&url).await?;
+            let mut connection = Connection::open(&Dialer::default(), &url).await?;
             connection.exchange(Request::new(full("")), Duration::from_secs(60)).await
         };
         tokio::join!(server, client).1
@@ -223,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_http_urls_with_a_host_are_taken() {
+    fn only_http_urls_with_a_host_are_taken() {
         let check = |url: &str, address: Option<&str>| {
             assert_eq!(PeerUrl::parse(url).ok().map(|url| url.address).as_deref(), address, "{url}");
         };
@@ -233,7 +248,9 @@ mod tests {
         check("http://h:99999", None);
         check("http://user@h:1", None);
         check("http://h:", None);
-        check("https://h:1", None);
+        check("https://h:1", Some("h:1"));
+        check("https://h", Some("h:443"));
+        check("unix://h:1", None);
         check("h:1", None);
         check("http://", None);
         check("", None);

@@ -23,6 +23,7 @@ use crate::proto::etcdserverpb::LeaseTimeToLiveRequest;
 use crate::proto::etcdserverpb::LeaseTimeToLiveResponse;
 use crate::proto::leasepb::LeaseInternalRequest;
 use crate::proto::leasepb::LeaseInternalResponse;
+use crate::server::peer::dialer::Dialer;
 use crate::server::peer::http_client::Connection;
 use crate::server::peer::http_client::PeerUrl;
 use crate::server::peer::http_client::RequestError;
@@ -52,6 +53,7 @@ pub enum LeaseError {
 /// Connections to leaders' peer ports.
 #[derive(Debug, Default)]
 pub struct LeaseClient {
+    dialer: Dialer,
     idle: Mutex<HashMap<String, Vec<Idle>>>,
 }
 
@@ -62,6 +64,10 @@ struct Idle {
 }
 
 impl LeaseClient {
+    pub fn new(dialer: Dialer) -> LeaseClient {
+        LeaseClient { dialer, idle: Mutex::default() }
+    }
+
     /// Renews a lease at the leader with this peer URL: its time to live in seconds.
     pub async fn keep_alive(&self, url: &str, id: i64, limit: Duration) -> Result<i64, LeaseError> {
         let body = LeaseKeepAliveRequest { id }.encode_to_vec();
@@ -94,7 +100,7 @@ impl LeaseClient {
                     return Ok((kept, answer));
                 }
             }
-            let mut fresh = Connection::open(&peer).await?;
+            let mut fresh = Connection::open(&self.dialer, &peer).await?;
             let answer = fresh.exchange(request(path, body.clone()), limit).await?;
             Ok::<_, RequestError>((fresh, answer))
         };

@@ -1,4 +1,5 @@
-//! The peer port: accepts connections, serves HTTP/1.1 on them, and closes them all when it stops.
+//! The peer port: accepts connections, lets them through their handshake if it has TLS, serves HTTP/1.1 on them, and
+//! closes them all when it stops.
 
 use std::convert::Infallible;
 use std::io;
@@ -10,13 +11,19 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
+use crate::server::handshakes::Door;
+use crate::server::handshakes::FIRST_BYTE;
+use crate::server::handshakes::Wire;
 use crate::server::peer::facts::PeerFacts;
 use crate::server::peer::routes;
 use crate::server::peer::routes::Context;
@@ -32,6 +39,18 @@ const CONNECTION_BUFFER_BYTES: usize = 64 << 10;
 /// The pause after a failed accept: without file descriptors the next one fails as well, so do not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// A bound socket, and the way in where TLS is spoken.
+pub struct PeerSocket {
+    pub socket: std::net::TcpListener,
+    pub door: Option<Arc<Door>>,
+}
+
+impl From<std::net::TcpListener> for PeerSocket {
+    fn from(socket: std::net::TcpListener) -> PeerSocket {
+        PeerSocket { socket, door: None }
+    }
+}
+
 /// A running listener. Dropping it stops it too, without waiting.
 pub struct PeerListener {
     addresses: Vec<SocketAddr>,
@@ -41,11 +60,7 @@ pub struct PeerListener {
 
 impl PeerListener {
     /// Serves on sockets that are bound already. Errors are those of handing a socket to the runtime.
-    pub fn start(
-        peers: &Peers,
-        facts: Arc<dyn PeerFacts>,
-        sockets: Vec<std::net::TcpListener>,
-    ) -> io::Result<PeerListener> {
+    pub fn start(peers: &Peers, facts: Arc<dyn PeerFacts>, sockets: Vec<PeerSocket>) -> io::Result<PeerListener> {
         let handle = peers.shared.handle.clone();
         let _entered = handle.enter();
         let context = Arc::new(Context { shared: Arc::clone(&peers.shared), facts });
@@ -53,11 +68,12 @@ impl PeerListener {
         let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut addresses = Vec::new();
         let mut accepting = JoinSet::new();
-        for socket in sockets {
+        for PeerSocket { socket, door } in sockets {
             socket.set_nonblocking(true)?;
             addresses.push(socket.local_addr()?);
             let acceptor = Acceptor {
                 socket: TcpListener::from_std(socket)?,
+                door,
                 context: Arc::clone(&context),
                 permits: Arc::clone(&permits),
             };
@@ -80,6 +96,7 @@ impl PeerListener {
 
 struct Acceptor {
     socket: TcpListener,
+    door: Option<Arc<Door>>,
     context: Arc<Context>,
     permits: Arc<Semaphore>,
 }
@@ -92,7 +109,8 @@ impl Acceptor {
                 _ = stopping.wait_for(|stop| *stop) => break,
                 Some(_) = connections.join_next() => {}
                 (accepted, permit) = self.accept() => {
-                    connections.spawn(serve(Arc::clone(&self.context), accepted, permit));
+                    let (context, door) = (Arc::clone(&self.context), self.door.clone());
+                    connections.spawn(open(context, door, accepted, permit));
                 }
             }
         }
@@ -116,12 +134,30 @@ impl Acceptor {
     }
 }
 
-/// Serves one connection until either side or its closer ends it.
-async fn serve(context: Arc<Context>, socket: TcpStream, _permit: OwnedSemaphorePermit) {
+/// Serves one connection, after its handshake if there is a door.
+async fn open(context: Arc<Context>, door: Option<Arc<Door>>, socket: TcpStream, _permit: OwnedSemaphorePermit) {
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "cannot prepare a connection from a peer");
         return;
     }
+    let Some(door) = door else { return serve(context, socket).await };
+    let mut wire = Wire::tcp(socket, Vec::new());
+    match timeout(context.shared.timing.header_timeout, wire.first_byte()).await {
+        Ok(Ok(Some(FIRST_BYTE))) => {
+            if let Some(stream) = door.let_in(wire).await {
+                serve(context, stream).await;
+            }
+        }
+        Ok(Ok(first)) => {
+            let remote = wire.remote();
+            door.reject(wire, remote, first.is_none()).await;
+        }
+        Ok(Err(_)) | Err(_) => {}
+    }
+}
+
+/// Serves one connection until either side or its closer ends it.
+async fn serve(context: Arc<Context>, socket: impl AsyncRead + AsyncWrite + Unpin) {
     let closer = Arc::new(Closer::default());
     let of_connection = Arc::clone(&closer);
     let header_timeout = context.shared.timing.header_timeout;

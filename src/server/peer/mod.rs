@@ -6,6 +6,7 @@
 //! what others ask, and nothing reaches raft that did not pass `validate`. Source: server.md 8.3 and 14.2, peer.md.
 
 pub mod codec;
+pub mod dialer;
 mod fact_routes;
 pub mod facts;
 pub mod fetch;

@@ -130,7 +130,7 @@ async fn post(
             done => return done,
         }
     }
-    let (_, connection) = kept.insert((Arc::clone(url), Connection::open(url).await?));
+    let (_, connection) = kept.insert((Arc::clone(url), Connection::open(&shared.dialer, url).await?));
     send(shared, connection, letter.bytes).await
 }
 

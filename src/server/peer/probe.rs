@@ -37,7 +37,7 @@ async fn probe(
 ) -> Result<(), RequestError> {
     let usable = kept.as_ref().is_some_and(|(kept_url, connection)| kept_url == url && connection.is_open());
     if !usable {
-        *kept = Some((Arc::clone(url), Connection::open(url).await?));
+        *kept = Some((Arc::clone(url), Connection::open(&shared.dialer, url).await?));
     }
     let Some((_, connection)) = kept else { return Ok(()) };
     let mut request = Request::new(full(""));

@@ -158,7 +158,7 @@ async fn send(shared: &Arc<Shared>, peer: &Peer, mut message: Message) -> Result
 }
 
 async fn post(shared: &Shared, url: &PeerUrl, message: Message, image: Image) -> Result<(), SendError> {
-    let mut connection = Connection::open(url).await?;
+    let mut connection = Connection::open(&shared.dialer, url).await?;
     let (sender, pieces) = mpsc::channel(CHUNKS_AHEAD);
     let mut request = shared.request(Method::POST, "/raft/snapshot", ImageBody { pieces, ended: false }.boxed_unsync());
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));

@@ -88,7 +88,7 @@ async fn dial(
     kind: StreamKind,
     url: &PeerUrl,
 ) -> Result<(Connection, Incoming), StreamError> {
-    let mut connection = Connection::open(url).await?;
+    let mut connection = Connection::open(&shared.dialer, url).await?;
     let request = dial_request(shared, peer.id, kind);
     let answer = timeout(DIAL_TIMEOUT, connection.send(request)).await;
     let answer = answer.map_err(|_| StreamError::DialTimeout(peer.id))??;

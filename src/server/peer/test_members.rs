@@ -28,6 +28,7 @@ use crate::proto::raftpb::Entry;
 use crate::proto::raftpb::Message;
 use crate::proto::raftpb::Snapshot;
 use crate::proto::raftpb::SnapshotMetadata;
+use crate::server::peer::dialer::Dialer;
 use crate::server::peer::facts::PeerFacts;
 use crate::server::peer::listener::PeerListener;
 use crate::server::peer::metrics::PeerMetrics;
@@ -191,12 +192,13 @@ impl Member {
         let seen = Arc::new(Seen { refuse_images, incoming: dir.path().to_owned(), ..Seen::default() });
         let socket = bind();
         let address = socket.local_addr().unwrap();
-        let config = PeerConfig { local: id, cluster, peer_urls: vec![url(address)], removed, timing: quick() };
+        let dialer = Dialer::default();
+        let config = PeerConfig { local: id, cluster, peer_urls: vec![url(address)], dialer, removed, timing: quick() };
         let metrics = PeerMetrics::register(&prometheus::Registry::new());
         let (images, sink, events) = (Arc::clone(&seen), Arc::clone(&seen), Arc::clone(&seen));
         let peers = Peers::new(config, images, sink, events, metrics, Handle::current());
         peers.set_inbox(Arc::clone(&seen) as Arc<dyn Inbox>);
-        let listener = PeerListener::start(&peers, Arc::new(Facts), vec![socket]).unwrap();
+        let listener = PeerListener::start(&peers, Arc::new(Facts), vec![socket.into()]).unwrap();
         Member { id, peers, listener: Some(listener), address, seen, _dir: dir }
     }
 

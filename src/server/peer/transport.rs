@@ -28,6 +28,7 @@ use crate::proto::raft_numbers::MSG_APP;
 use crate::proto::raft_numbers::MSG_SNAP;
 use crate::proto::raftpb::Message;
 use crate::server::peer::codec::StreamKind;
+use crate::server::peer::dialer::Dialer;
 use crate::server::peer::headers;
 use crate::server::peer::http_client::Body;
 use crate::server::peer::inbox::LateInbox;
@@ -63,6 +64,7 @@ pub struct PeerConfig {
     pub cluster: ClusterId,
     /// Our own advertised peer URLs.
     pub peer_urls: Vec<String>,
+    pub dialer: Dialer,
     /// Members removed earlier, by the membership this member starts with.
     pub removed: Vec<MemberId>,
     pub timing: Timing,
@@ -84,6 +86,7 @@ pub(super) struct Shared {
     pub local: MemberId,
     pub cluster: ClusterId,
     pub timing: Timing,
+    pub dialer: Dialer,
     pub handle: Handle,
     pub inbox: LateInbox,
     pub images: Arc<dyn ImageSource>,
@@ -145,6 +148,7 @@ impl Peers {
             local: config.local,
             cluster: config.cluster,
             timing: config.timing,
+            dialer: config.dialer,
             handle,
             inbox: LateInbox::default(),
             images,

@@ -123,6 +123,7 @@ fn bench(plans: &[Plan], quota: i64, connected: &[u64]) -> Bench {
     let started = Instant::now();
     let connected = connected.iter().map(|id| (MemberId(*id), started)).collect();
     let proposer = Proposer::new(ProposerParts {
+        company: Arc::default(),
         limits: ProposeLimits {
             request_bytes_max: 100,
             request_timeout: if ends_in_timeout { RT } else { Duration::from_secs(60) },

@@ -14,6 +14,8 @@ use bytes::Bytes;
 
 use super::config::UNAPPLIED_BYTES_MAX;
 use super::config::UNAPPLIED_ENTRIES_MAX;
+use super::driver::Driver;
+use super::driver::LENT_BYTES_MAX;
 use super::input::Proposal;
 use super::mailbox::Mailbox;
 use super::state_machine::Inbox;
@@ -38,7 +40,7 @@ pub enum Busy {
 /// What the raft thread shows and takes.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    pub mailbox: Mailbox,
+    pub mailbox: Mailbox<Box<Driver>>,
     pub status: Mutex<RaftStatus>,
     pub matches: Mutex<BTreeMap<MemberId, u64>>,
     /// Cleared before any message under a larger configuration, or of a lost leadership, leaves.
@@ -67,6 +69,23 @@ impl RaftHandle {
     pub fn propose(&self, request_id: u64, data: Bytes) -> Result<(), Busy> {
         self.admit()?;
         self.taken(self.shared.mailbox.propose(Proposal { request_id, data }))
+    }
+
+    /// The same, by a caller who believes to be the only one and may wait for the disk: if the raft thread has nothing to
+    /// do and this member is the only voter, the entry is in the log, committed and given to apply when this returns.
+    pub fn propose_here(&self, request_id: u64, data: Bytes) -> Result<(), Busy> {
+        if data.len() > LENT_BYTES_MAX {
+            return self.propose(request_id, data);
+        }
+        self.admit()?;
+        let Some((mut driver, mut waiting)) = self.shared.mailbox.borrow() else {
+            return self.taken(self.shared.mailbox.propose(Proposal { request_id, data }));
+        };
+        waiting.proposals.push(Proposal { request_id, data });
+        driver.work_lent(waiting);
+        let rest = driver.rest();
+        self.shared.mailbox.give_back(driver, rest);
+        Ok(())
     }
 
     /// The same, but the entry is appended only by this member as the leader of `term`; otherwise it is refused with

@@ -20,14 +20,16 @@ use crate::server::mvcc::hash;
 use crate::server::mvcc::hash::HashKv;
 use crate::server::mvcc::view::ReadError;
 use crate::server::mvcc::view::View;
+use crate::server::peer::dialer::Dialer;
 use crate::server::peer::fetch::FetchError;
 use crate::server::peer::fetch::fetch_hash_kv;
 use crate::server::run::backend::MemberBackend;
 use crate::server::run::storage::Restored;
 
 /// Asks other members over their peer port.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PeerHashes {
+    pub dialer: Dialer,
     pub cluster: ClusterId,
     /// For one answer: hashing takes as long as a store is large.
     pub timeout: Duration,
@@ -44,7 +46,7 @@ impl PeerHashes {
     async fn of(&self, member: &Member, revision: i64) -> Heard {
         let mut last = "it has no peer url".to_owned();
         for url in &member.peer_urls {
-            match fetch_hash_kv(url, self.cluster, revision, self.timeout).await {
+            match fetch_hash_kv(&self.dialer, url, self.cluster, revision, self.timeout).await {
                 Ok(hash) => {
                     return Ok(HashKv {
                         hash: hash.hash,
@@ -78,6 +80,7 @@ impl HashSource for MemberHashes {
 /// Reads everything that this member restored, and compares it with the others. The error says why it must not serve.
 pub async fn check_before_serving(
     restored: &Restored,
+    dialer: &Dialer,
     timeout: Duration,
     metrics: &IntegrityMetrics,
 ) -> Result<(), Failure> {
@@ -85,7 +88,7 @@ pub async fn check_before_serving(
     let reading = tokio::task::spawn_blocking(move || read_everything(&view));
     let own =
         reading.await.unwrap_or_else(|error| Err(Failure::Refused(format!("cannot check the database: {error}"))))?;
-    let peers = PeerHashes { cluster: restored.cluster, timeout };
+    let peers = PeerHashes { dialer: dialer.clone(), cluster: restored.cluster, timeout };
     let mut heard: Vec<(MemberId, Heard)> = Vec::new();
     for member in restored.machine.membership().members().filter(|member| member.id != restored.local) {
         heard.push((member.id, peers.of(member, own.hash_revision).await));

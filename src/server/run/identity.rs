@@ -15,6 +15,7 @@ use crate::server::bootstrap::RemoteMember;
 use crate::server::config::ClusterState;
 use crate::server::config::Config;
 use crate::server::config::initial_cluster::InitialCluster;
+use crate::server::peer::dialer::Dialer;
 use crate::server::peer::fetch::fetch_members;
 use crate::server::peer::fetch::fetch_version;
 
@@ -24,55 +25,63 @@ const FOUNDER_TIMEOUT: Duration = Duration::from_secs(1);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The identity, and whether it is a founder's.
-pub async fn decide(config: &Config) -> Result<(Identity, bool), String> {
+pub async fn decide(config: &Config, dialer: &Dialer) -> Result<(Identity, bool), String> {
     let cluster = config.initial_cluster()?;
     let advertised = urls::strings(&config.advertise_peer_urls);
     match config.initial_cluster_state {
-        ClusterState::New => found(config, &cluster, &advertised).await.map(|identity| (identity, true)),
-        ClusterState::Existing => join(config, &cluster).await.map(|identity| (identity, false)),
+        ClusterState::New => found(config, dialer, &cluster, &advertised).await.map(|identity| (identity, true)),
+        ClusterState::Existing => join(config, dialer, &cluster).await.map(|identity| (identity, false)),
     }
 }
 
-async fn found(config: &Config, cluster: &InitialCluster, advertised: &[String]) -> Result<Identity, String> {
+async fn found(
+    config: &Config,
+    dialer: &Dialer,
+    cluster: &InitialCluster,
+    advertised: &[String],
+) -> Result<Identity, String> {
     let token = &config.initial_cluster_token;
     let identity = bootstrap::new_cluster(&config.name, advertised, cluster, token, &resolve);
     let identity = identity.map_err(|error| error.to_string())?;
     let others = other_urls(config, cluster);
-    if let Ok((_, json)) = fetch_members(&others, FOUNDER_TIMEOUT).await {
+    if let Ok((_, json)) = fetch_members(dialer, &others, FOUNDER_TIMEOUT).await {
         let remote = parse_members(&json)?;
         bootstrap::check_not_bootstrapped(identity.local, &remote).map_err(|error| error.to_string())?;
     }
     Ok(identity)
 }
 
-async fn join(config: &Config, cluster: &InitialCluster) -> Result<Identity, String> {
+async fn join(config: &Config, dialer: &Dialer, cluster: &InitialCluster) -> Result<Identity, String> {
     let others = other_urls(config, cluster);
     let no_remote = || BootstrapError::NoRemote.to_string();
-    let (cluster_id, json) = fetch_members(&others, JOIN_TIMEOUT).await.map_err(|_| no_remote())?;
+    let (cluster_id, json) = fetch_members(dialer, &others, JOIN_TIMEOUT).await.map_err(|_| no_remote())?;
     let remote = parse_members(&json)?;
     let identity = bootstrap::join_cluster(&config.name, cluster, cluster_id, &remote, &resolve);
     let identity = identity.map_err(|error| error.to_string())?;
-    check_compatible(&others).await?;
+    check_compatible(dialer, &others).await?;
     Ok(identity)
 }
 
 /// The cluster's version must be one that we can serve (server.md 6.8).
-async fn check_compatible(others: &[String]) -> Result<(), String> {
+async fn check_compatible(dialer: &Dialer, others: &[String]) -> Result<(), String> {
     #[derive(serde::Deserialize)]
     struct Answer {
         etcdcluster: String,
     }
+    let mut answered = false;
     for url in others {
-        let Ok(json) = fetch_version(url, JOIN_TIMEOUT).await else { continue };
+        let Ok(json) = fetch_version(dialer, url, JOIN_TIMEOUT).await else { continue };
+        answered = true;
         let version = serde_json::from_str::<Answer>(&json).ok();
-        let version = version.and_then(|answer| Version::parse(&answer.etcdcluster)).map(Version::line);
-        let ours = Version::parse(ETCD_VERSION).map(Version::line);
-        if version.is_some() && version >= Version::parse(MIN_CLUSTER_VERSION) && version <= ours {
-            return Ok(());
-        }
-        return Err(BootstrapError::Incompatible.to_string());
+        // One that has not applied the decision yet says nothing about it; another one may.
+        let Some(version) = version.and_then(|answer| Version::parse(&answer.etcdcluster)) else { continue };
+        let (version, ours) = (Some(version.line()), Version::parse(ETCD_VERSION).map(Version::line));
+        return match version >= Version::parse(MIN_CLUSTER_VERSION) && version <= ours {
+            true => Ok(()),
+            false => Err(BootstrapError::Incompatible.to_string()),
+        };
     }
-    Err(BootstrapError::NoRemote.to_string())
+    Err(if answered { BootstrapError::Incompatible } else { BootstrapError::NoRemote }.to_string())
 }
 
 fn parse_members(json: &str) -> Result<Vec<RemoteMember>, String> {

@@ -49,6 +49,7 @@ use crate::server::checkpoint::flusher::Stored;
 use crate::server::checkpoint::metrics::CheckpointMetrics;
 use crate::server::checkpoint::store::RedbCheckpoint;
 use crate::server::cluster::handle::ClusterHandle;
+use crate::server::company::Company;
 use crate::server::config::Config;
 use crate::server::duties::compactor;
 use crate::server::duties::expiry::ExpiryMetrics;
@@ -60,6 +61,7 @@ use crate::server::duties::nospace;
 use crate::server::duties::publish::PublishGate;
 use crate::server::duties::publish::Publisher;
 use crate::server::duties::version;
+use crate::server::peer::dialer::Dialer;
 use crate::server::peer::lease_client::LeaseClient;
 use crate::server::peer::listener::PeerListener;
 use crate::server::peer::metrics::PeerMetrics;
@@ -148,6 +150,7 @@ pub struct Surroundings<'a> {
     pub registry: &'a Registry,
     pub ends: &'a Ends,
     pub integrity: IntegrityMetrics,
+    pub dialer: Dialer,
 }
 
 /// The part of the state that does not come from the log.
@@ -167,12 +170,14 @@ struct Assembly<'a> {
     registry: &'a Registry,
     ends: &'a Ends,
     integrity: IntegrityMetrics,
+    dialer: Dialer,
     local: MemberId,
     cluster: ClusterId,
     /// Durations are measured from here.
     epoch: Instant,
     desk: Arc<Desk>,
     queue: ApplyHandle,
+    company: Arc<Company>,
     raft: Arc<Raft>,
     flusher: Arc<Flusher>,
     images: Arc<Images>,
@@ -194,7 +199,7 @@ impl<'a> Assembly<'a> {
         machine: &Machine,
         checkpoint: RedbCheckpoint,
     ) -> Result<Assembly<'a>, Failure> {
-        let Surroundings { config, registry, ends, integrity } = surroundings;
+        let Surroundings { config, registry, ends, integrity, dialer } = surroundings;
         let applied = machine.applied().index;
         let desk = Arc::new(Desk::new(applied, DeskMetrics::register(registry)));
         let queue = ApplyHandle::new(desk.clone(), ends.on_failure());
@@ -209,11 +214,13 @@ impl<'a> Assembly<'a> {
             registry,
             ends,
             integrity: integrity.clone(),
+            dialer: dialer.clone(),
             local,
             cluster,
             epoch: Instant::now(),
             desk,
             queue,
+            company: Arc::default(),
             raft,
             flusher,
             images,
@@ -238,6 +245,7 @@ impl<'a> Assembly<'a> {
                 local: self.local,
                 cluster: self.cluster,
                 peer_urls: urls::strings(&self.config.advertise_peer_urls),
+                dialer: self.dialer.clone(),
                 removed: machine.membership().removed().collect(),
                 timing: Timing::default(),
             },
@@ -321,6 +329,7 @@ impl<'a> Assembly<'a> {
             raft: self.raft.clone(),
             desk: self.desk.clone(),
             queue: self.queue.clone(),
+            company: self.company.clone(),
             published: self.published.clone(),
             connectivity: Arc::new(Links(peers.clone())),
             metrics: ProposeMetrics::register(self.registry),
@@ -366,6 +375,7 @@ impl<'a> Assembly<'a> {
             connectivity: Arc::new(Links(peers.clone())),
         }));
         let promotions = Promotions {
+            dialer: self.dialer.clone(),
             reconfigurer: reconfigurer.clone(),
             desk: self.desk.clone(),
             cluster: self.published.cluster.clone(),
@@ -374,7 +384,7 @@ impl<'a> Assembly<'a> {
         };
         let leases = LeaseRouter {
             keeper: keeper.clone(),
-            client: LeaseClient::default(),
+            client: LeaseClient::new(self.dialer.clone()),
             desk: self.desk.clone(),
             cluster: self.published.cluster.clone(),
             request_timeout: config.request_timeout(),
@@ -428,7 +438,7 @@ impl<'a> Assembly<'a> {
             proposer.clone(),
             self.desk.clone(),
             self.published.cluster.clone(),
-            Arc::new(PeerVersions),
+            Arc::new(PeerVersions(self.dialer.clone())),
             version::CHECK_INTERVAL,
         ));
         if let Some(mode) = self.config.auto_compaction {
@@ -445,7 +455,8 @@ impl<'a> Assembly<'a> {
         reader: &Reader,
         backend: &Arc<MemberBackend>,
     ) {
-        let peers = PeerHashes { cluster: self.cluster, timeout: self.config.request_timeout() };
+        let (dialer, timeout) = (self.dialer.clone(), self.config.request_timeout());
+        let peers = PeerHashes { dialer, cluster: self.cluster, timeout };
         let integrity = Integrity {
             proposer: proposer.clone(),
             reader: reader.clone(),
@@ -471,7 +482,7 @@ impl<'a> Assembly<'a> {
         gate: &PublishGate,
     ) -> Result<Arc<ApiServer>, Failure> {
         self.config.features.register(self.registry);
-        let api = ApiServer::new(backend, self.registry, serve_options(self.config)?);
+        let api = ApiServer::new(backend, self.registry, serve_options(self.config, self.company.clone())?);
         for (listener, role) in client {
             let gate = gate.clone();
             api.serve(listener, role, async move { gate.published().await });
@@ -617,7 +628,7 @@ fn raft_config(config: &Config, local: MemberId) -> RaftConfig {
     }
 }
 
-fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
+fn serve_options(config: &Config, company: Arc<Company>) -> Result<ServeOptions, Failure> {
     Ok(ServeOptions {
         access: Access { hosts: config.host_whitelist.clone(), origins: config.cors.clone() },
         streams_max: config.max_concurrent_streams,
@@ -625,6 +636,7 @@ fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
         keepalive_timeout: config.grpc_keepalive_timeout,
         connections_max: connections_max().map_err(Failure::Refused)?,
         extensive_metrics: config.extensive_metrics,
+        company,
     })
 }
 

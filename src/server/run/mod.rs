@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod ends;
 pub mod facts;
+pub mod force_new;
 pub mod hashes;
 #[cfg(test)]
 mod historic_tests;
@@ -13,6 +14,7 @@ pub mod ports;
 #[cfg(test)]
 mod powercut_tests;
 pub mod promotions;
+pub mod security;
 pub mod sockets;
 pub mod storage;
 pub mod takeover;
@@ -34,6 +36,7 @@ use tokio::signal::unix::SignalKind;
 
 use crate::common::failure::Failure;
 use crate::common::logging;
+use crate::common::urls;
 use crate::common::version::ETCD_VERSION;
 use crate::common::version::QUORATE_VERSION;
 use crate::program::Manner;
@@ -48,6 +51,7 @@ use crate::server::run::hashes::check_before_serving;
 use crate::server::run::member::Member;
 use crate::server::run::member::Surroundings;
 use crate::server::run::member::machine_config;
+use crate::server::run::security::Security;
 use crate::server::run::sockets::Sockets;
 use crate::server::run::storage::Directories;
 use crate::server::run::storage::Restored;
@@ -190,16 +194,20 @@ async fn serve(config: &Config) -> Result<Stop, StartError> {
 
 /// Sockets, then the disk, then the member on both.
 async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
-    let sockets = Sockets::bind(config).await.map_err(StartError::Refused)?;
+    let security = Security::open(config).map_err(StartError::Refused)?;
+    let sockets = Sockets::bind(config, &security).await.map_err(StartError::Refused)?;
+    let dialer = security.dialer;
     let directories = Directories::new(&config.data_dir, config.wal_dir.as_deref());
     let identity = match Storage::has_log_in(&directories)? {
         true => None,
-        false => Some(identity::decide(config).await.map_err(StartError::Refused)?),
+        false => Some(identity::decide(config, &dialer).await.map_err(StartError::Refused)?),
     };
     let is_restart = identity.is_none();
     let founders = identity.as_ref().map(|(identity, _)| identity.members.clone()).unwrap_or_default();
+    let learners_max = config.max_learners;
     let options = WalOptions { fsync: config.fsync, ..WalOptions::default() };
     let machine_config = machine_config(config);
+    let force_new = (config.force_new_cluster && is_restart).then(|| urls::strings(&config.advertise_peer_urls));
     let reading = tokio::task::spawn_blocking(move || -> Result<(Storage, Restored), Failure> {
         let storage = Storage::open(directories, options)?;
         if identity.is_none() {
@@ -208,7 +216,11 @@ async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
         if let Some((identity, founder)) = &identity {
             storage.create_log(identity, *founder)?;
         }
-        let restored = storage.restore(machine_config)?;
+        let mut restored = storage.restore(machine_config)?;
+        if let Some(peer_urls) = force_new {
+            force_new::go_alone(&mut restored, &peer_urls)?;
+        }
+        check_learners(&restored, learners_max)?;
         Ok((storage, restored))
     });
     let (storage, restored) = match reading.await {
@@ -226,10 +238,21 @@ async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
     let registry = new_registry();
     let integrity = IntegrityMetrics::register(&registry);
     if is_restart && config.features.is_on("InitialCorruptCheck") {
-        check_before_serving(&restored, config.request_timeout(), &integrity).await?;
+        check_before_serving(&restored, &dialer, config.request_timeout(), &integrity).await?;
     }
-    let surroundings = Surroundings { config, registry: &registry, ends, integrity };
+    let surroundings = Surroundings { config, registry: &registry, ends, integrity, dialer };
     Ok(Member::start(&surroundings, storage, restored, &founders, sockets)?)
+}
+
+/// More learners than this member is told to accept: it would refuse what the others accepted (server.md 6.2).
+fn check_learners(restored: &Restored, learners_max: usize) -> Result<(), Failure> {
+    let learners = restored.machine.membership().members().filter(|member| member.is_learner).count();
+    match learners > learners_max {
+        true => Err(Failure::Refused(format!(
+            "membership: too many learner members in cluster: {learners}, and --max-learners is {learners_max}"
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// SIGINT and SIGTERM.

@@ -79,6 +79,10 @@ impl RaftPort for Raft {
         self.handle().ok_or(Busy::Stopped)?.propose(request_id, data)
     }
 
+    fn propose_here(&self, request_id: u64, data: Bytes) -> Result<(), Busy> {
+        self.handle().ok_or(Busy::Stopped)?.propose_here(request_id, data)
+    }
+
     fn propose_in_term(&self, term: u64, request_id: u64, data: Bytes) -> Result<(), Busy> {
         self.handle().ok_or(Busy::Stopped)?.propose_in_term(term, request_id, data)
     }

@@ -14,6 +14,7 @@ use crate::common::ids::MemberId;
 use crate::server::cluster::handle::ClusterHandle;
 use crate::server::cluster::member::Member;
 use crate::server::cluster::member::members_from_json;
+use crate::server::peer::dialer::Dialer;
 use crate::server::peer::fetch::ask_promotion;
 use crate::server::reconfigure::Reconfigurer;
 use crate::server::waiters::Desk;
@@ -26,6 +27,7 @@ pub struct Promotions {
     pub reconfigurer: Arc<Reconfigurer>,
     pub desk: Arc<Desk>,
     pub cluster: ClusterHandle,
+    pub dialer: Dialer,
     /// RT: 5 s and two election timeouts.
     pub request_timeout: Duration,
     pub metrics: PromotionMetrics,
@@ -70,7 +72,7 @@ impl Promotions {
     async fn ask(&self, leader: &Member, id: MemberId, deadline: Instant) -> Option<Result<Vec<Member>, Answer>> {
         for url in &leader.peer_urls {
             let limit = deadline.saturating_duration_since(Instant::now());
-            match ask_promotion(url, id, limit).await {
+            match ask_promotion(&self.dialer, url, id, limit).await {
                 Ok(Ok(json)) => match members_from_json(&json) {
                     Some(members) => return Some(Ok(members)),
                     None => tracing::warn!(url, "the leader's answer to a promotion cannot be read"),
