@@ -115,7 +115,7 @@ async fn texts_and_codes_are_the_real_programs() {
     std::fs::write(path("empty.db"), b"").expect("a file");
     let file = |name: &str| text(&path(name)).to_owned();
     let (good, flipped, bare, empty) = (file("good.db"), file("flipped.db"), file("no-digest.db"), file("empty.db"));
-    let lines: [&[&str]; 12] = [
+    let lines: [&[&str]; 11] = [
         &["snapshot", "status"],
         &["snapshot", "status", "/none"],
         &["snapshot", "status", &empty],
@@ -127,7 +127,6 @@ async fn texts_and_codes_are_the_real_programs() {
         &["snapshot", "restore", &bare, "--data-dir", "OUT"],
         &["snapshot", "restore", &empty, "--data-dir", "OUT"],
         &["snapshot", "restore", &good, "--data-dir", "OUT", "--name", "foo"],
-        &["defrag", "--data-dir", "/none"],
     ];
     for (number, line) in lines.into_iter().enumerate() {
         let mut told = Vec::new();
