@@ -18,6 +18,7 @@ use super::files;
 use super::files::Bundle;
 use super::judge::Judge;
 use super::judge::Said;
+use super::server::check_revoked;
 use super::words;
 
 /// How to dial with TLS. Cheap to share.
@@ -57,7 +58,10 @@ impl ClientSide {
             }
         };
         let connecting = TlsConnector::from(Arc::new(config)).connect(name, socket);
-        connecting.await.map_err(|error| said.take().unwrap_or_else(|| words::of_io(&error)))
+        let stream = connecting.await.map_err(|error| said.take().unwrap_or_else(|| words::of_io(&error)))?;
+        // etcd looks only at those who dial it. Who is revoked is not to be dialed either.
+        check_revoked(&self.settings, stream.get_ref().1.peer_certificates().unwrap_or_default())?;
+        Ok(stream)
     }
 
     fn config(&self, host: &str, said: Said) -> Result<ClientConfig, String> {
