@@ -19,6 +19,7 @@
 //! * [`server`]: one member. `run` puts it together; `api` is what clients see, `peer` what members see; `raft` orders,
 //!   `apply` carries out, `mvcc` remembers, `watch` tells, `checkpoint` and `snapshot` are its files; `duties` is what it does unasked.
 //! * [`client`] and [`ctl`]: what speaks to a member, and the command line on top.
+//! * [`utl`]: what is done to files while no server runs: snapshots looked into and restored, the way back to etcd.
 //! * [`supervisor`]: Procfile stacks. [`bench`]: load on any etcd, and two programs compared.
 //! * [`torture`]: real clusters under [`faults`] that a seed chooses, and the judge of their history. [`sim`]: whole
 //!   clusters on one thread, with the same judge.
@@ -44,3 +45,4 @@ pub mod server;
 pub mod sim;
 pub mod supervisor;
 pub mod torture;
+pub mod utl;

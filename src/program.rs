@@ -16,12 +16,13 @@ quorate: a replicated key-value store that speaks etcd's API, its client and a P
 Usage:
   quorate server [flags]            run a member (etcd's flags; `quorate server --help` lists them)
   quorate ctl [flags] <command>     talk to a cluster (etcdctl's commands; `quorate ctl help`)
+  quorate utl <command>             work on files offline: snapshots, hashes, a directory for etcd (`quorate utl help`)
   quorate supervisor <command>      run and control the processes of a Procfile (`quorate supervisor help`)
   quorate bench <workload>          put load on any etcd and measure it; `bench compare` measures two programs
   quorate torture [flags]           run a cluster under faults and judge what its clients saw; any etcd
   quorate version                   print the version
 
-Started under the name etcd, etcdctl or goreman (a symlink), it takes that program's command line.
+Started under the name etcd, etcdctl, etcdutl or goreman (a symlink), it takes that program's command line.
 ";
 
 /// Bytes and exit codes of the original, or our own manners.
@@ -39,6 +40,7 @@ pub enum Program {
     Server(Manner, Vec<OsString>),
     Ctl(Manner, Vec<OsString>),
     Supervisor(Manner, Vec<OsString>),
+    Utl(Manner, Vec<OsString>),
     Bench(Vec<OsString>),
     Torture(Vec<OsString>),
     Help,
@@ -52,6 +54,7 @@ impl Program {
         match name {
             "etcd" => return Program::Server(Manner::Original, words),
             "etcdctl" => return Program::Ctl(Manner::Original, words),
+            "etcdutl" => return Program::Utl(Manner::Original, words),
             "goreman" => return Program::Supervisor(Manner::Original, words),
             _ => {}
         }
@@ -62,6 +65,7 @@ impl Program {
         match first.as_str() {
             "server" => Program::Server(Manner::Native, words),
             "ctl" => Program::Ctl(Manner::Native, words),
+            "utl" => Program::Utl(Manner::Native, words),
             "supervisor" => Program::Supervisor(Manner::Native, words),
             "bench" => Program::Bench(words),
             "torture" => Program::Torture(words),
@@ -82,6 +86,7 @@ impl Program {
                 };
                 crate::ctl::main(words, personality)
             }
+            Program::Utl(manner, words) => crate::utl::main(words, manner),
             Program::Supervisor(manner, words) => crate::supervisor::main(words, manner),
             Program::Bench(words) => crate::bench::main(words),
             Program::Torture(words) => crate::torture::main(words),
@@ -118,6 +123,8 @@ mod tests {
         check("quorate", "server --name m1", Program::Server(Manner::Native, words("--name m1")));
         check("anything", "ctl get a", Program::Ctl(Manner::Native, words("get a")));
         check("quorate", "supervisor start", Program::Supervisor(Manner::Native, words("start")));
+        check("etcdutl", "hashkv f", Program::Utl(Manner::Original, words("hashkv f")));
+        check("quorate", "utl version", Program::Utl(Manner::Native, words("version")));
         check("quorate", "bench put --total 5", Program::Bench(words("put --total 5")));
         check("quorate", "torture --seed 5", Program::Torture(words("--seed 5")));
         check("quorate", "", Program::Help);

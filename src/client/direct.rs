@@ -26,6 +26,8 @@ use crate::proto::etcdserverpb::DeleteRangeRequest;
 use crate::proto::etcdserverpb::DeleteRangeResponse;
 use crate::proto::etcdserverpb::LeaseGrantRequest;
 use crate::proto::etcdserverpb::LeaseGrantResponse;
+use crate::proto::etcdserverpb::LeaseKeepAliveRequest;
+use crate::proto::etcdserverpb::LeaseKeepAliveResponse;
 use crate::proto::etcdserverpb::LeaseRevokeRequest;
 use crate::proto::etcdserverpb::LeaseRevokeResponse;
 use crate::proto::etcdserverpb::PutRequest;
@@ -65,6 +67,7 @@ struct Targets {
     compact: Uri,
     lease_grant: Uri,
     lease_revoke: Uri,
+    lease_keep_alive: Uri,
 }
 
 impl Direct {
@@ -87,6 +90,7 @@ impl Direct {
             compact: target("KV/Compact")?,
             lease_grant: target("Lease/LeaseGrant")?,
             lease_revoke: target("Lease/LeaseRevoke")?,
+            lease_keep_alive: target("Lease/LeaseKeepAlive")?,
         });
         let socket = parsed.dial().await?;
         let (sender, connection) = h2::client::Builder::new()
@@ -132,6 +136,15 @@ impl Direct {
 
     pub async fn lease_revoke(&mut self, request: &LeaseRevokeRequest) -> Result<LeaseRevokeResponse, DirectError> {
         let target = self.targets.lease_revoke.clone();
+        self.call(target, request).await
+    }
+
+    /// One renewal on a stream of its own, which is as good as a call without a stream.
+    pub async fn lease_keep_alive(
+        &mut self,
+        request: &LeaseKeepAliveRequest,
+    ) -> Result<LeaseKeepAliveResponse, DirectError> {
+        let target = self.targets.lease_keep_alive.clone();
         self.call(target, request).await
     }
 

@@ -10,6 +10,8 @@ use crate::proto::etcdserverpb::AlarmRequest;
 use crate::proto::etcdserverpb::AlarmResponse;
 use crate::proto::etcdserverpb::HashKvRequest;
 use crate::proto::etcdserverpb::HashKvResponse;
+use crate::proto::etcdserverpb::MoveLeaderRequest;
+use crate::proto::etcdserverpb::MoveLeaderResponse;
 use crate::proto::etcdserverpb::SnapshotRequest;
 use crate::proto::etcdserverpb::SnapshotResponse;
 use crate::proto::etcdserverpb::StatusRequest;
@@ -20,6 +22,7 @@ const ALARM_LIST: Method = Method::read("/etcdserverpb.Maintenance/Alarm");
 const STATUS: Method = Method::read("/etcdserverpb.Maintenance/Status");
 const SNAPSHOT: Method = Method::read("/etcdserverpb.Maintenance/Snapshot");
 const HASH_KV: Method = Method::read("/etcdserverpb.Maintenance/HashKV");
+const MOVE_LEADER: Method = Method::write("/etcdserverpb.Maintenance/MoveLeader");
 
 impl Client {
     /// All alarms of all members.
@@ -40,5 +43,10 @@ impl Client {
     /// The hash over all keys at `revision`; 0 is the latest.
     pub async fn hash_kv(&self, revision: i64, deadline: Deadline) -> Result<HashKvResponse, CallError> {
         self.unary(&HASH_KV, HashKvRequest { revision }, deadline).await
+    }
+
+    /// Returns when `target_id` leads. Only the leader can be asked.
+    pub async fn move_leader(&self, target_id: u64, deadline: Deadline) -> Result<MoveLeaderResponse, CallError> {
+        self.unary(&MOVE_LEADER, MoveLeaderRequest { target_id }, deadline).await
     }
 }

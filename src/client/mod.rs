@@ -4,6 +4,7 @@
 //! there is none, and ends by its own deadline. The calls live in files named like those of `server/api`.
 //!
 //! ```text
+//! concurrency ──▶ kv, lease, watch
 //! kv, lease, watch, cluster, maintenance ──▶ call (deadline, attempts, metadata) ──▶ balancer ──▶ connection (HTTP/2)
 //!                                   └── retry: may this be sent again?
 //! bench ──▶ direct (one bare connection)
@@ -12,6 +13,7 @@
 mod balancer;
 mod call;
 mod cluster;
+pub mod concurrency;
 mod connection;
 pub mod direct;
 pub mod endpoint;

@@ -79,6 +79,15 @@ pub struct Watcher<'a> {
 }
 
 impl Client {
+    /// One bare stream on a member of its choice: what it says is told as it comes, and its end is the end. At least one
+    /// request has to lie in `requests`: some members answer nothing before.
+    pub async fn watch_stream(
+        &self,
+        requests: mpsc::UnboundedReceiver<WatchRequest>,
+    ) -> Result<Streaming<WatchResponse>, CallError> {
+        self.bidi_stream(WATCH, UnboundedReceiverStream::new(requests), false).await.map_err(CallError::of)
+    }
+
     /// Watches over this client. `needs_leader`: a member that loses its leader ends them.
     pub fn watcher(&self, needs_leader: bool) -> Watcher<'_> {
         Watcher {

@@ -1,6 +1,7 @@
 //! What every part shares: ids, revisions, key ranges, the error catalogue, Go's durations, URLs, versions.
 
 pub mod answer;
+pub mod concurrency;
 pub mod failure;
 pub mod go_duration;
 pub mod ids;

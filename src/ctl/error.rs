@@ -27,6 +27,8 @@ pub enum Exit {
 pub enum CtlError {
     /// Told as `Error: ` and the text, on one line.
     Told { exit: Exit, text: String },
+    /// A program that was run failed: told like any error, and its exit code is ours.
+    Child { code: u8, text: String },
     /// Everything was told before.
     Silent(Exit),
     /// Told already in the words of a log line or with the usage behind it: printed as it is.
@@ -56,6 +58,7 @@ impl CtlError {
     pub fn exit_code(&self) -> u8 {
         match self {
             CtlError::Told { exit, .. } | CtlError::Silent(exit) | CtlError::Raw { exit, .. } => *exit as u8,
+            CtlError::Child { code, .. } => *code,
             CtlError::Console(_) => Exit::Failed as u8,
         }
     }
@@ -63,7 +66,7 @@ impl CtlError {
     /// What standard error is told.
     pub fn message(&self) -> String {
         match self {
-            CtlError::Told { text, .. } => format!("Error: {text}\n"),
+            CtlError::Told { text, .. } | CtlError::Child { text, .. } => format!("Error: {text}\n"),
             CtlError::Raw { text, .. } => text.clone(),
             CtlError::Silent(_) => String::new(),
             CtlError::Console(error) if error.kind() == io::ErrorKind::BrokenPipe => String::new(),

@@ -14,6 +14,7 @@ use crate::common::go_duration;
 pub enum Kind {
     Bool,
     Int,
+    Uint,
     /// Signed: Go's durations may be negative.
     Duration,
     Text,
@@ -55,6 +56,7 @@ impl Flag {
 pub enum Value {
     Bool(bool),
     Int(i64),
+    Uint(u64),
     /// Nanoseconds.
     Duration(i64),
     Text(String),
@@ -66,6 +68,7 @@ impl Value {
         Ok(match kind {
             Kind::Bool => Value::Bool(go_number::parse_bool(text)?),
             Kind::Int => Value::Int(go_number::parse_int(text, 0)?),
+            Kind::Uint => Value::Uint(go_number::parse_uint(text, 0)?),
             Kind::Duration => Value::Duration(go_duration::parse_signed(text)?),
             Kind::Text => Value::Text(text.to_owned()),
             Kind::List => Value::List(read_list(text)?),
@@ -76,6 +79,7 @@ impl Value {
         match (flag.kind, flag.default) {
             (Kind::Bool, "") => Value::Bool(false),
             (Kind::Int, "") => Value::Int(0),
+            (Kind::Uint, "") => Value::Uint(0),
             (Kind::Duration, "") => Value::Duration(0),
             (kind, text) => Value::read(kind, text).expect("a default is written by us and read in a test"),
         }
@@ -213,6 +217,16 @@ impl Values {
         if let Value::Int(value) = self.value(name) { *value } else { 0 }
     }
 
+    /// 0 when `name` is no unsigned number.
+    pub fn uint(&self, name: &str) -> u64 {
+        if let Value::Uint(value) = self.value(name) { *value } else { 0 }
+    }
+
+    /// Whether the command line named the flag.
+    pub fn is_given(&self, name: &str) -> bool {
+        self.entries.iter().any(|entry| entry.flag.name == name && entry.changed)
+    }
+
     /// Nanoseconds.
     pub fn duration(&self, name: &str) -> i64 {
         if let Value::Duration(value) = self.value(name) { *value } else { 0 }
@@ -282,9 +296,10 @@ fn read_quoted(text: &str, column: usize) -> Result<(String, &str), String> {
 mod tests {
     use super::*;
 
-    static FLAGS: [Flag; 5] = [
+    static FLAGS: [Flag; 6] = [
         Flag::new("hex", Kind::Bool, "", "").with_short('x'),
         Flag::new("limit", Kind::Int, "", ""),
+        Flag::new("bump", Kind::Uint, "", ""),
         Flag::new("write-out", Kind::Text, "simple", "").with_short('w'),
         Flag::new("endpoints", Kind::List, "127.0.0.1:2379", ""),
         Flag::new("command-timeout", Kind::Duration, "5s", ""),
@@ -314,6 +329,7 @@ mod tests {
         check(&["--hex=false"], "hex", Value::Bool(false), &[]);
         check(&["--", "-k", "--hex"], "hex", Value::Bool(false), &["-k", "--hex"]);
         check(&["-", ""], "hex", Value::Bool(false), &["-", ""]);
+        check(&["--bump=18446744073709551615"], "bump", Value::Uint(u64::MAX), &[]);
         check(&["--limit=0x10"], "limit", Value::Int(16), &[]);
         check(&["--command-timeout", "-1s"], "command-timeout", Value::Duration(-1_000_000_000), &[]);
         check(&[], "endpoints", list(&["127.0.0.1:2379"]), &[]);
@@ -337,6 +353,10 @@ mod tests {
         check(
             &["--limit", "x"],
             "invalid argument \"x\" for \"--limit\" flag: strconv.ParseInt: parsing \"x\": invalid syntax",
+        );
+        check(
+            &["--bump", "-1"],
+            "invalid argument \"-1\" for \"--bump\" flag: strconv.ParseUint: parsing \"-1\": invalid syntax",
         );
         check(
             &["-x=maybe"],

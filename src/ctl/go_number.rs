@@ -13,6 +13,13 @@ pub(super) fn parse_int(text: &str, base: u32) -> Result<i64, String> {
     i64::try_from(value).map_err(|_| failed(Why::Range.text()))
 }
 
+/// Reads a number without a sign in `base`; with base 0 the text says it, as with `0x`.
+pub(super) fn parse_uint(text: &str, base: u32) -> Result<u64, String> {
+    let failed =
+        |why: Why| format!("strconv.ParseUint: parsing {}: {}", super::go_text::quote(text.as_bytes()), why.text());
+    magnitude(text, base).map_err(failed)
+}
+
 /// Reads a truth value: `1 t T TRUE true True` and their opposites.
 pub(super) fn parse_bool(text: &str) -> Result<bool, String> {
     match text {

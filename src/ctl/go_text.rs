@@ -1,7 +1,7 @@
 //! Go's quoted strings, as `%q` prints them and as `strconv.Unquote` reads them.
 
 /// Prints bytes as Go's `%q`: printable Unicode stays, everything else is escaped (ctl.md 9).
-pub(super) fn quote(bytes: &[u8]) -> String {
+pub(crate) fn quote(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() + 2);
     text.push('"');
     for chunk in bytes.utf8_chunks() {

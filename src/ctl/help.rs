@@ -144,12 +144,13 @@ fn with_help(found: &Found) -> Vec<Flag> {
 }
 
 /// One line a flag: name and type padded to the longest, what it does, its default.
-fn flag_lines(flags: &[&Flag]) -> String {
+pub fn flag_lines(flags: &[&Flag]) -> String {
     let head = |flag: &Flag| {
         let short = flag.short.map_or("      ".to_owned(), |short| format!("  -{short}, "));
         let word = match flag.kind {
             Kind::Bool => "",
             Kind::Int => " int",
+            Kind::Uint => " uint",
             Kind::Duration => " duration",
             Kind::Text => " string",
             Kind::List => " strings",
@@ -185,6 +186,7 @@ fn value_text(value: &Value) -> String {
     match value {
         Value::Bool(on) => on.to_string(),
         Value::Int(number) => number.to_string(),
+        Value::Uint(number) => number.to_string(),
         Value::Duration(nanos) => {
             let sign = if *nanos < 0 { "-" } else { "" };
             format!("{sign}{}", go_duration::format(std::time::Duration::from_nanos(nanos.unsigned_abs())))

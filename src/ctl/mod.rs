@@ -7,26 +7,31 @@
 //! A new command is a file with a `COMMAND` and a line in `root` (or in its group). Everything that ends a command
 //! early is a `CtlError`; only `main` turns it into a line and an exit code.
 
-mod command;
+mod child;
+pub(crate) mod command;
 mod compaction;
 pub(crate) mod console;
 pub(crate) mod del;
+mod elect;
 mod endpoint;
 mod environment;
 mod error;
 pub(crate) mod flags;
 pub(crate) mod get;
 mod go_number;
-mod go_text;
-mod help;
+pub(crate) mod go_text;
+pub(crate) mod help;
 mod lease;
+mod lock;
 mod log;
 mod member;
-mod print;
+mod move_leader;
+pub(crate) mod print;
 pub(crate) mod put;
 mod root;
 mod session;
 mod snapshot;
+mod turn;
 pub(crate) mod txn;
 mod version;
 mod watch;
@@ -218,6 +223,25 @@ mod tests {
         check(&["compact"], "", 128, "compaction command needs 1 argument");
         check(&["compact", "1", "2"], "", 128, "compaction command needs 1 argument");
         check(&["compact", "zz"], "", 1, "strconv.ParseInt: parsing \"zz\": invalid syntax");
+        check(&["member", "add"], "", 128, "member name not provided");
+        check(&["member", "add", "m9"], "", 128, "member peer urls not provided");
+        let many = "too many arguments, did you mean --peer-urls=http://h:1, did you mean --peer-urls=HTTP://h:2";
+        check(&["member", "add", "m9", "http://h:1", "x", "HTTP://h:2"], "", 128, many);
+        let url = "URL scheme must be http, https, unix, or unixs: bogus";
+        check(&["member", "add", "m9", "--peer-urls=bogus"], "", 1, url);
+        let path = "URL must not contain a path: http://127.0.0.1:1/x";
+        check(&["member", "update", "1", "--peer-urls=http://127.0.0.1:1/x"], "", 1, path);
+        let colon = "parse \"127.0.0.1:1\": first path segment in URL cannot contain colon";
+        check(&["member", "add", "m9", "--peer-urls=127.0.0.1:1"], "", 1, colon);
+        let hex = "bad member ID arg (strconv.ParseUint: parsing \"zz\": invalid syntax), expecting ID in Hex";
+        for command in ["remove", "update", "promote"] {
+            check(&["member", command], "", 128, "member ID is not provided");
+            check(&["member", command, "1", "2"], "", 128, "member ID is not provided");
+            check(&["member", command, "zz"], "", 128, hex);
+        }
+        check(&["member", "update", "1"], "", 128, "member peer urls not provided");
+        check(&["move-leader"], "", 128, "move-leader command needs 1 argument");
+        check(&["move-leader", "zz"], "", 128, "strconv.ParseUint: parsing \"zz\": invalid syntax");
         check(&["member", "list", "--consistency=q"], "", 4, "unknown consistency flag \"l\"");
         check(&["-w", "bogus", "put", "k", "v"], "", 4, "unsupported output format");
         check(&["-w", "", "get", "k"], "", 4, "unsupported output format");

@@ -4,13 +4,16 @@ use super::command::Action;
 use super::command::Command;
 use super::compaction;
 use super::del;
+use super::elect;
 use super::endpoint;
 use super::flags::Flag;
 use super::flags::Kind;
 use super::get;
 use super::help;
 use super::lease;
+use super::lock;
 use super::member;
+use super::move_leader;
 use super::put;
 use super::snapshot;
 use super::txn;
@@ -31,11 +34,14 @@ pub static ROOT: Command = Command {
             &txn::COMMAND,
             &compaction::COMMAND,
             &endpoint::COMMAND,
+            &move_leader::COMMAND,
             &watch::COMMAND,
             &version::COMMAND,
             &lease::COMMAND,
             &member::COMMAND,
             &snapshot::COMMAND,
+            &lock::COMMAND,
+            &elect::COMMAND,
             &help::OPTIONS,
             &help::HELP,
         ],

@@ -159,7 +159,8 @@ impl Session<'_> {
         Ok(Client::open(config)?)
     }
 
-    fn warns(&self) -> bool {
+    /// Whether the original would warn.
+    pub fn warns(&self) -> bool {
         log::shows_warnings(self.log_level()).unwrap_or(true)
     }
 

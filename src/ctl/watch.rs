@@ -7,15 +7,14 @@ use std::ffi::OsStr;
 use std::io;
 use std::io::BufRead;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::ExitStatusExt;
 use std::process::Command as Child;
-use std::process::ExitStatus;
 use std::process::Stdio;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::Personality;
+use super::child;
 use super::command::Action;
 use super::command::Command;
 use super::error::CtlError;
@@ -187,60 +186,20 @@ fn execute(session: &mut Session<'_>, exec: &[Bytes], revision: i64, event: &Eve
     let [program, args @ ..] = exec else { return Ok(()) };
     let kv = event.kv.clone().unwrap_or_default();
     let kind = if event.r#type == 0 { "PUT" } else { "DELETE" };
-    let mut child = Child::new(OsStr::from_bytes(program));
-    child.args(args.iter().map(|arg| OsStr::from_bytes(arg))).stdin(Stdio::null());
-    child.env("ETCD_WATCH_REVISION", revision.to_string());
-    child.env("ETCD_WATCH_EVENT_TYPE", go_text::quote(kind.as_bytes()));
-    child.env("ETCD_WATCH_KEY", go_text::quote(&kv.key));
-    child.env("ETCD_WATCH_VALUE", go_text::quote(&kv.value));
-    let failure = match child.status() {
+    let mut command = Child::new(OsStr::from_bytes(program));
+    command.args(args.iter().map(|arg| OsStr::from_bytes(arg))).stdin(Stdio::null());
+    command.env("ETCD_WATCH_REVISION", revision.to_string());
+    command.env("ETCD_WATCH_EVENT_TYPE", go_text::quote(kind.as_bytes()));
+    command.env("ETCD_WATCH_KEY", go_text::quote(&kv.key));
+    command.env("ETCD_WATCH_VALUE", go_text::quote(&kv.value));
+    let failure = match command.status() {
         Ok(status) if status.success() => return Ok(()),
-        Ok(status) => ended(status),
-        Err(error) => not_started(program, &error),
+        Ok(status) => child::ended(status),
+        Err(error) => child::not_started(program, &error),
     };
     let words: Vec<String> = exec.iter().map(|word| go_text::quote(word)).collect();
     session.console.tell(&format!("command [{}] error ({failure})\n", words.join(" ")));
     Err(CtlError::Silent(Exit::Failed))
-}
-
-/// How Go words the end of a child.
-fn ended(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => {
-            let known = nix::sys::signal::Signal::try_from(signal).map(signal_name).ok().flatten();
-            known.map_or_else(|| format!("signal: signal {signal}"), |name| format!("signal: {name}"))
-        }
-        (None, None) => status.to_string(),
-    }
-}
-
-/// Go's words for signals that end a child.
-fn signal_name(signal: nix::sys::signal::Signal) -> Option<&'static str> {
-    use nix::sys::signal::Signal;
-    Some(match signal {
-        Signal::SIGHUP => "hangup",
-        Signal::SIGINT => "interrupt",
-        Signal::SIGQUIT => "quit",
-        Signal::SIGABRT => "aborted",
-        Signal::SIGKILL => "killed",
-        Signal::SIGSEGV => "segmentation fault",
-        Signal::SIGPIPE => "broken pipe",
-        Signal::SIGTERM => "terminated",
-        _ => return None,
-    })
-}
-
-fn not_started(program: &Bytes, error: &io::Error) -> String {
-    let name = String::from_utf8_lossy(program);
-    match (error.kind(), name.contains('/')) {
-        (io::ErrorKind::NotFound, false) => {
-            format!("exec: {}: executable file not found in $PATH", go_text::quote(program))
-        }
-        (io::ErrorKind::NotFound, true) => format!("fork/exec {name}: no such file or directory"),
-        (io::ErrorKind::PermissionDenied, _) => format!("fork/exec {name}: permission denied"),
-        _ => format!("fork/exec {name}: {error}"),
-    }
 }
 
 /// What a line of standard input asks for.

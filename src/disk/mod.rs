@@ -44,6 +44,11 @@ pub trait File: Send {
     }
     /// fdatasync.
     fn sync_data(&mut self) -> io::Result<()>;
+    /// Whether a block that was written once is overwritten where it is: then syncing later writes to it waits for them
+    /// only, and not for the file system's own log.
+    fn overwrites_in_place(&self) -> bool {
+        false
+    }
 }
 
 /// Creates a directory and its missing parents, and makes all of them durable: one that vanishes at a power cut takes

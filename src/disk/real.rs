@@ -12,6 +12,9 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
 use nix::fcntl::fallocate;
+use nix::sys::statfs::EXT4_SUPER_MAGIC;
+use nix::sys::statfs::XFS_SUPER_MAGIC;
+use nix::sys::statfs::fstatfs;
 
 use crate::disk::Disk;
 use crate::disk::File;
@@ -115,6 +118,12 @@ impl File for RealFile {
 
     fn sync_data(&mut self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn overwrites_in_place(&self) -> bool {
+        // ext2 and ext3 share the number. Where blocks are copied on write, a second write would cost the space that was
+        // reserved for the first.
+        fstatfs(&self.0).is_ok_and(|kind| matches!(kind.filesystem_type(), EXT4_SUPER_MAGIC | XFS_SUPER_MAGIC))
     }
 }
 

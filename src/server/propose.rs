@@ -34,11 +34,13 @@ use crate::server::apply::quota::put_cost;
 use crate::server::apply::quota::request_cost;
 use crate::server::cluster::member::Member;
 use crate::server::cluster::membership::Change;
+use crate::server::company::Company;
 use crate::server::raft::handle::Busy;
 use crate::server::raft::handle::RaftHandle;
 use crate::server::raft::state_machine::Refusal;
 use crate::server::waiters::Desk;
 use crate::server::waiters::Notice;
+use crate::server::waiters::Waiting;
 
 /// Entries committed and not yet applied beyond which new proposals are refused (server.md 12).
 pub const UNAPPLIED_ENTRIES_MAX: u64 = 5000;
@@ -52,19 +54,25 @@ const NO_LEADER_PAUSE: Duration = Duration::from_millis(10);
 /// What proposals and reads need of raft. Never waits.
 pub trait RaftPort: Send + Sync {
     fn propose(&self, request_id: u64, data: Bytes) -> Result<(), Busy>;
+    /// The same for a caller who is alone: may be done before this returns, at the price of waiting for the disk.
+    fn propose_here(&self, request_id: u64, data: Bytes) -> Result<(), Busy> {
+        self.propose(request_id, data)
+    }
     /// Appended by this member as the leader of `term`, or refused.
     fn propose_in_term(&self, term: u64, request_id: u64, data: Bytes) -> Result<(), Busy>;
     fn propose_conf_change(&self, request_id: u64, change: ConfChange) -> Result<(), Busy>;
     fn read_index(&self, context: Bytes);
     /// This member leads, has committed in its term and is the only voter.
     fn lone_leader(&self) -> bool;
-    /// For how long raft has ticked without a break: a leader that stood still may have been replaced unknowingly.
-    fn steady_for(&self) -> Duration;
 }
 
 impl RaftPort for RaftHandle {
     fn propose(&self, request_id: u64, data: Bytes) -> Result<(), Busy> {
         RaftHandle::propose(self, request_id, data)
+    }
+
+    fn propose_here(&self, request_id: u64, data: Bytes) -> Result<(), Busy> {
+        RaftHandle::propose_here(self, request_id, data)
     }
 
     fn propose_in_term(&self, term: u64, request_id: u64, data: Bytes) -> Result<(), Busy> {
@@ -81,10 +89,6 @@ impl RaftPort for RaftHandle {
 
     fn lone_leader(&self) -> bool {
         RaftHandle::lone_leader(self)
-    }
-
-    fn steady_for(&self) -> Duration {
-        RaftHandle::steady_for(self)
     }
 }
 
@@ -131,6 +135,7 @@ struct Inner {
     raft: Arc<dyn RaftPort>,
     desk: Arc<Desk>,
     queue: ApplyHandle,
+    company: Arc<Company>,
     published: Published,
     connectivity: Arc<dyn Connectivity>,
     /// One task raises NOSPACE, the others wait for it.
@@ -151,6 +156,8 @@ pub struct ProposerParts {
     pub raft: Arc<dyn RaftPort>,
     pub desk: Arc<Desk>,
     pub queue: ApplyHandle,
+    /// Says whether a proposal is the only one.
+    pub company: Arc<Company>,
     pub published: Published,
     pub connectivity: Arc<dyn Connectivity>,
     pub metrics: ProposeMetrics,
@@ -158,9 +165,9 @@ pub struct ProposerParts {
 
 impl Proposer {
     pub fn new(parts: ProposerParts) -> Proposer {
-        let ProposerParts { limits, ids, raft, desk, queue, published, connectivity, metrics } = parts;
+        let ProposerParts { limits, ids, raft, desk, queue, company, published, connectivity, metrics } = parts;
         let raising = tokio::sync::Mutex::new(());
-        let inner = Inner { limits, ids, raft, desk, queue, published, connectivity, raising, metrics };
+        let inner = Inner { limits, ids, raft, desk, queue, company, published, connectivity, raising, metrics };
         Proposer { inner: Arc::new(inner) }
     }
 
@@ -240,10 +247,34 @@ impl Proposer {
 
     /// Proposes a configuration change and waits for it with the caller's patience only, as etcd does: all members
     /// after the change.
+    ///
+    /// A leader drops a change silently while another one is under way, or goes away with it (R19). So it is proposed
+    /// again after a while, by the same id: ids of members are never used twice, so apply rejects all but the first.
+    /// Not an update, which could undo a later one.
     pub async fn configure(&self, change: Change) -> Result<Vec<Member>, Answer> {
+        let may_repeat = !matches!(change, Change::Update(..));
         let id = self.inner.ids.next();
         let change = conf_change(id, &change);
-        let result = self.enter(id, None, || self.inner.raft.propose_conf_change(id, change.clone())).await?;
+        let propose = || self.inner.raft.propose_conf_change(id, change.clone()).map_err(refused_at_the_door);
+        let _pending = Pending::new(&self.inner.metrics);
+        let result = loop {
+            let mut waiting = self.place(id)?;
+            propose()?;
+            let notice = loop {
+                let repeat_after = if may_repeat { 2 * self.inner.limits.election_timeout } else { Duration::MAX };
+                match tokio::time::timeout(repeat_after, waiting.notice()).await {
+                    Ok(notice) => break notice,
+                    Err(_) => propose()?,
+                }
+            };
+            match notice {
+                Notice::Answered(result) => break result?,
+                Notice::Refused(Refusal::NoLeader) => Box::pin(self.until_leader(None)).await?,
+                // It is in no log: another change or a hand-over is under way.
+                Notice::Refused(Refusal::Dropped | Refusal::TermOver) => tokio::time::sleep(NO_LEADER_PAUSE).await,
+                Notice::Lost => return Err(Answer::Timeout),
+            }
+        };
         match result {
             Reply::Members(members) => Ok(members),
             other => Err(Answer::Other(format!("a configuration change was answered with {other:?}"))),
@@ -299,7 +330,11 @@ impl Proposer {
             return Err(Answer::RequestTooLarge);
         }
         let deadline = Instant::now() + self.inner.limits.request_timeout;
-        self.enter(id, Some(deadline), || self.inner.raft.propose(id, data.clone())).await
+        let propose = || match self.inner.company.is_alone() {
+            true => self.inner.raft.propose_here(id, data.clone()),
+            false => self.inner.raft.propose(id, data.clone()),
+        };
+        self.enter(id, Some(deadline), propose).await
     }
 
     /// Refuses when too much is committed and not yet applied.
@@ -326,15 +361,8 @@ impl Proposer {
         let start = Instant::now();
         let _pending = Pending::new(&inner.metrics);
         loop {
-            let mut waiting = inner.desk.waiters.register(id).map_err(|_| Answer::TooManyRequests)?;
-            // Asked after the registration: a stop in between has answered it, one before is seen here.
-            if inner.desk.is_stopped() {
-                return Err(Answer::Stopped);
-            }
-            propose().map_err(|busy| match busy {
-                Busy::TooMany => Answer::TooManyRequests,
-                Busy::Stopped => Answer::Stopped,
-            })?;
+            let mut waiting = self.place(id)?;
+            propose().map_err(refused_at_the_door)?;
             let notice = match deadline {
                 Some(deadline) => tokio::time::timeout_at(deadline.into(), waiting.notice()).await,
                 None => Ok(waiting.notice().await),
@@ -355,6 +383,13 @@ impl Proposer {
                 Err(_) => return failed(self.timed_out(start)),
             }
         }
+    }
+
+    /// A place among those who wait.
+    fn place(&self, id: u64) -> Result<Waiting, Answer> {
+        let waiting = self.inner.desk.waiters.register(id).map_err(|_| Answer::TooManyRequests)?;
+        // Asked after the registration: a stop in between has answered it, one before is seen here.
+        if self.inner.desk.is_stopped() { Err(Answer::Stopped) } else { Ok(waiting) }
     }
 
     /// Waits for a leader: `ContextDeadlineExceeded` at the deadline (server.md 2.2).
@@ -398,6 +433,13 @@ impl Proposer {
             Some(leader) => !connected(leader),
         };
         if connection_lost { Answer::TimeoutConnectionLost } else { Answer::Timeout }
+    }
+}
+
+fn refused_at_the_door(busy: Busy) -> Answer {
+    match busy {
+        Busy::TooMany => Answer::TooManyRequests,
+        Busy::Stopped => Answer::Stopped,
     }
 }
 

@@ -9,14 +9,19 @@
 //!    before it ended, and all content is the state at the reply's revision;
 //! 4. a write of unknown outcome is in the log once or never, never before it was sent; a refused one never;
 //! 5. the revision that one connection sees never goes back;
-//! 6. the members' HashKV are equal at the end, at the revision where the log ends.
+//! 6. the members' HashKV are equal at the end, at the revision where the log ends;
+//! 7. a watch is told every change from where it starts, once, in order, a revision in one piece, before any notice that
+//!    says so (`watching`);
+//! 8. no lease ends by itself before the time that its clients were promised (`leasing`).
 //!
 //! Times are any numbers that order starts and ends; a start and an end that are equal count as concurrent.
 
+pub mod leasing;
 pub mod model;
 #[cfg(test)]
 mod tests;
 pub mod unlogged;
+pub mod watching;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -24,9 +29,11 @@ use std::collections::HashMap;
 use crate::common::answer::Answer;
 use crate::proto::etcdserverpb::RangeRequest;
 use crate::proto::etcdserverpb::RangeResponse;
+use crate::torture::checker::leasing::Renewal;
 use crate::torture::checker::model::Model;
 use crate::torture::checker::model::Request;
 use crate::torture::checker::model::Response;
+use crate::torture::checker::watching::Watch;
 
 /// Violations that are told; after so many the rest says nothing new.
 const VIOLATIONS_MAX: usize = 20;
@@ -83,6 +90,10 @@ pub struct History {
     pub fingerprints: Vec<Fingerprint>,
     /// More may have been committed than `log` says: what is behind its end is neither lost nor invented.
     pub tail_unknown: bool,
+    pub watches: Vec<Watch>,
+    pub renewals: Vec<Renewal>,
+    /// Members revoke leases whose time is over: such entries are nobody's.
+    pub leases_expire: bool,
 }
 
 /// A broken promise. Numbers are positions in `History::operations` and `History::log`.
@@ -108,6 +119,10 @@ pub enum Violation {
     WentBack { operation: usize, revision: i64, before: i64 },
     #[error("members differ at the end: {0:?} and {1:?}")]
     Diverged(Fingerprint, Fingerprint),
+    #[error("watch {watch}: {detail}")]
+    Watch { watch: usize, detail: String },
+    #[error("lease {lease:x}: {detail}")]
+    Lease { lease: i64, detail: String },
     #[error("the log ends at revision {revision}, and a member has at the end: {member:?}")]
     Adrift { revision: i64, member: Fingerprint },
 }
@@ -124,7 +139,11 @@ impl Violation {
             | Violation::FromTheFuture { operation, .. }
             | Violation::WrongContent { operation, .. }
             | Violation::WentBack { operation, .. } => Some(*operation),
-            Violation::Phantom { .. } | Violation::Diverged(..) | Violation::Adrift { .. } => None,
+            Violation::Phantom { .. }
+            | Violation::Diverged(..)
+            | Violation::Adrift { .. }
+            | Violation::Watch { .. }
+            | Violation::Lease { .. } => None,
         }
     }
 }
@@ -135,7 +154,11 @@ pub fn check(history: &History) -> Vec<Violation> {
     let owners = Owners::find(history, &replayed);
     let mut found = owners.violations.clone();
     found.extend(real_time(history, &replayed, &owners));
-    found.extend(reads(history, &replayed, &owners));
+    let first_seen = first_seen(history, &replayed, &owners);
+    let (compaction_sent, compacted) = compactions(history, &replayed, &owners);
+    found.extend(watching::check(history, &replayed.model, &first_seen, &compaction_sent));
+    found.extend(leasing::check(history, &replayed));
+    found.extend(reads(history, &replayed, first_seen, compaction_sent, compacted));
     found.extend(connections(&history.operations));
     found.extend(fingerprints(history, &replayed));
     found
@@ -216,7 +239,9 @@ impl Owners {
                 }
             }
         }
-        let nobodys: Vec<_> = (0..history.log.len()).filter(|entry| owners.of_entry[*entry].is_none()).collect();
+        let expiry = |entry: &usize| history.leases_expire && matches!(history.log[*entry], Request::LeaseRevoke(_));
+        let nobodys: Vec<_> =
+            (0..history.log.len()).filter(|entry| owners.of_entry[*entry].is_none() && !expiry(entry)).collect();
         nobodys.into_iter().for_each(|entry| owners.blame(Violation::Phantom { entry }));
         owners
     }
@@ -362,10 +387,14 @@ fn first_seen(history: &History, replayed: &Replayed, owners: &Owners) -> BTreeM
     seen
 }
 
-fn reads(history: &History, replayed: &Replayed, owners: &Owners) -> Vec<Violation> {
+fn reads(
+    history: &History,
+    replayed: &Replayed,
+    first_seen: BTreeMap<i64, u64>,
+    compaction_sent: Marks,
+    compacted: Marks,
+) -> Vec<Violation> {
     let acknowledged = acknowledged(&history.operations);
-    let first_seen = first_seen(history, replayed, owners);
-    let (compaction_sent, compacted) = compactions(history, replayed, owners);
     let judge = Reads { history, replayed, acknowledged, compaction_sent, compacted, first_seen };
     let calls = history.operations.iter().enumerate();
     calls.filter_map(|(operation, call)| judge.one(operation, call)).take(VIOLATIONS_MAX).collect()

@@ -16,10 +16,14 @@ use crate::client::direct::Direct;
 use crate::client::direct::DirectError;
 use crate::common::answer::Answer;
 use crate::disk::sim::Dice;
+use crate::proto::etcdserverpb::LeaseKeepAliveRequest;
+use crate::proto::etcdserverpb::RangeRequest;
 use crate::torture::checker::Operation;
 use crate::torture::checker::Outcome;
+use crate::torture::checker::leasing::Renewal;
 use crate::torture::checker::model::Request;
 use crate::torture::checker::model::Response;
+use crate::torture::checker::watching::Watch;
 use crate::torture::values;
 use crate::torture::workload::Workload;
 
@@ -39,6 +43,11 @@ pub struct Record {
     /// Writes that were answered.
     acknowledged: AtomicU64,
     operations: Mutex<Vec<Operation>>,
+    renewals: Mutex<Vec<Renewal>>,
+    watches: Mutex<Vec<Watch>>,
+    /// The revision that watchers have to be told of before they end; 0 while the run goes on.
+    last: AtomicI64,
+    abandoned: AtomicBool,
 }
 
 impl Record {
@@ -50,11 +59,15 @@ impl Record {
             newest: AtomicI64::new(1),
             acknowledged: AtomicU64::new(0),
             operations: Mutex::new(Vec::new()),
+            renewals: Mutex::new(Vec::new()),
+            watches: Mutex::new(Vec::new()),
+            last: AtomicI64::new(0),
+            abandoned: AtomicBool::new(false),
         })
     }
 
     /// Nanoseconds since the run began.
-    fn now(&self) -> u64 {
+    pub fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
@@ -85,6 +98,48 @@ impl Record {
         self.operations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub fn take_renewals(&self) -> Vec<Renewal> {
+        std::mem::take(&mut *self.renewals.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn take_watches(&self) -> Vec<Watch> {
+        std::mem::take(&mut *self.watches.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What a stream's watches were told, when it is over.
+    pub fn watched(&self, watches: impl IntoIterator<Item = Watch>) {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner).extend(watches);
+    }
+
+    /// The number of a new connection.
+    pub fn connection(&self) -> u64 {
+        self.connections.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The newest revision that anybody was told.
+    pub fn newest(&self) -> i64 {
+        self.newest.load(Ordering::Relaxed)
+    }
+
+    /// Nothing is written any more: watchers end when they were told of `revision`.
+    pub fn end_at(&self, revision: i64) {
+        self.last.store(revision, Ordering::Relaxed);
+    }
+
+    /// Watchers end, whatever they were told.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
+    /// The revision that was given to `end_at`.
+    pub fn end(&self) -> Option<i64> {
+        Some(self.last.load(Ordering::Relaxed)).filter(|last| *last > 0)
+    }
+
     fn add(&self, operation: Operation) {
         if let Outcome::Replied(response) = &operation.outcome {
             self.newest.fetch_max(response.revision(), Ordering::Relaxed);
@@ -108,8 +163,7 @@ impl Link {
     pub async fn open(endpoint: &str, record: &Arc<Record>) -> Result<Link, String> {
         let opened = tokio::time::timeout(CONNECT_TIMEOUT, Direct::open(endpoint)).await;
         let (direct, ended) = opened.map_err(|_| format!("{endpoint}: no connection in time"))??;
-        let connection = record.connections.fetch_add(1, Ordering::Relaxed);
-        Ok(Link { direct, connection, record: Arc::clone(record), driver: tokio::spawn(ended) })
+        Ok(Link { direct, connection: record.connection(), record: Arc::clone(record), driver: tokio::spawn(ended) })
     }
 
     /// Asks, and records what came of it. False when the connection is not to be used again.
@@ -122,6 +176,7 @@ impl Link {
         let (outcome, usable) = match answer {
             Ok(Ok(mut response)) => {
                 values::shorten_response(&mut response);
+                forget_leases(&request, &mut response);
                 (Outcome::Replied(response), true)
             }
             Ok(Err(DirectError::Refused(error))) => (refused(error), true),
@@ -130,6 +185,30 @@ impl Link {
         let operation = Operation { connection: self.connection, start, end, request, outcome: outcome.clone() };
         self.record.add(operation);
         (outcome, usable)
+    }
+
+    /// Renews a lease. The time it has again, if there was an answer; false when the connection is not to be used again.
+    pub async fn renew(&mut self, lease: i64) -> (Option<i64>, bool) {
+        let start = self.record.now();
+        let request = LeaseKeepAliveRequest { id: lease };
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, self.direct.lease_keep_alive(&request)).await;
+        let end = self.record.now();
+        match answer {
+            Ok(Ok(response)) => {
+                let renewal = Renewal { connection: self.connection, start, end, lease, ttl: response.ttl };
+                self.record.renewals.lock().unwrap_or_else(PoisonError::into_inner).push(renewal);
+                (Some(response.ttl), true)
+            }
+            Ok(Err(DirectError::Refused(_))) => (None, true),
+            Ok(Err(DirectError::Lost(_))) | Err(_) => (None, false),
+        }
+    }
+}
+
+/// A read of keys alone tells their leases in etcd 3.5, and does not in 3.7.
+fn forget_leases(request: &Request, response: &mut Response) {
+    if let (Request::Range(RangeRequest { keys_only: true, .. }), Response::Range(range)) = (request, response) {
+        range.kvs.iter_mut().for_each(|kv| kv.lease = 0);
     }
 }
 
@@ -151,10 +230,12 @@ async fn call(direct: &mut Direct, request: &Request) -> Result<Response, Direct
     })
 }
 
-/// Two errors are the store's own; one is said before anything is proposed; after all others anything may have happened.
+/// These errors are the store's own; one is said before anything is proposed; after all others anything may have happened.
 fn refused(error: CallError) -> Outcome {
     match error {
-        CallError::Answer(answer @ (Answer::Compacted | Answer::FutureRevision)) => Outcome::Failed(answer),
+        CallError::Answer(
+            answer @ (Answer::Compacted | Answer::FutureRevision | Answer::LeaseNotFound | Answer::LeaseExists),
+        ) => Outcome::Failed(answer),
         CallError::Answer(Answer::TooManyRequests) => Outcome::Refused,
         _ => Outcome::Unknown,
     }
@@ -192,7 +273,17 @@ impl Client {
             tokio::time::sleep_until(*due).await;
             // Time that was lost in waiting for an answer is not made up for.
             *due = (*due + self.interval).max(tokio::time::Instant::now());
-            let request = self.workload.next(self.record.newest.load(Ordering::Relaxed));
+            if let Some(lease) = self.workload.renewal() {
+                let (ttl, usable) = link.renew(lease).await;
+                if ttl.is_some_and(|ttl| ttl <= 0) {
+                    self.workload.forget(lease);
+                }
+                if !usable {
+                    return;
+                }
+                continue;
+            }
+            let request = self.workload.next(self.record.newest());
             let (outcome, usable) = link.ask(request).await;
             if !usable || (wanders && self.dice.chance(10)) {
                 return;

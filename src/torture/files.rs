@@ -4,6 +4,8 @@
 //! run.json        what was run, the command that runs it again, findings that are not in the history, hashes
 //! schedule.txt    what was done when
 //! history.jsonl   one call a line: times, connection, the call and its answer as text and as protobuf in base64
+//! watches.jsonl   one watch a line: its connection, what it asked for, everything it was told and when
+//! renewals.jsonl  one renewal of a lease a line
 //! log.jsonl       the requests of the committed log, in the same two forms
 //! m1.log m1/      what a member printed and kept; m1/kept are links to all segments of its log
 //! ```
@@ -20,21 +22,29 @@ use std::path::PathBuf;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use prost::Message;
 use serde::Deserialize;
 use serde::Serialize;
 
 use crate::common::answer::Answer;
+use crate::proto::etcdserverpb::WatchCreateRequest;
+use crate::proto::etcdserverpb::WatchResponse;
 use crate::torture::checker::Fingerprint;
 use crate::torture::checker::Operation;
 use crate::torture::checker::Outcome;
+use crate::torture::checker::leasing::Renewal;
 use crate::torture::checker::model::Request;
 use crate::torture::checker::model::Response;
+use crate::torture::checker::watching::Told;
+use crate::torture::checker::watching::Watch;
 use crate::torture::runner::Run;
 use crate::torture::runner::Setup;
 
 const RUN: &str = "run.json";
 const SCHEDULE: &str = "schedule.txt";
 const HISTORY: &str = "history.jsonl";
+const WATCHES: &str = "watches.jsonl";
+const RENEWALS: &str = "renewals.jsonl";
 const LOG: &str = "log.jsonl";
 
 /// A run as it can be judged.
@@ -71,6 +81,10 @@ pub struct Kept {
     #[serde(skip)]
     pub operations: Vec<Operation>,
     #[serde(skip)]
+    pub watches: Vec<Watch>,
+    #[serde(skip)]
+    pub renewals: Vec<Renewal>,
+    #[serde(skip)]
     pub log: Vec<Request>,
 }
 
@@ -88,6 +102,17 @@ struct Line {
     request: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     response: Option<String>,
+}
+
+/// A line of the watches.
+#[derive(Serialize, Deserialize)]
+struct WatchLine {
+    connection: u64,
+    /// For people, as in `Line`.
+    watch: String,
+    request: String,
+    /// Time, what people read, protobuf.
+    told: Vec<(u64, String, String)>,
 }
 
 /// A line of the log.
@@ -120,6 +145,8 @@ impl Kept {
             fingerprints: run.fingerprints,
             trace: run.trace,
             operations: run.operations,
+            watches: run.watches,
+            renewals: run.renewals,
             log: run.logs.requests(),
         }
     }
@@ -131,10 +158,11 @@ impl Kept {
         std::fs::write(dir.join(SCHEDULE), self.trace.join("\n") + "\n").map_err(told(SCHEDULE))?;
         let lines = self.operations.iter().map(Line::of);
         write_lines(&dir.join(HISTORY), lines).map_err(told(HISTORY))?;
-        let lines = self
-            .log
-            .iter()
-            .map(|request| LogLine { call: brief(request), request: BASE64_STANDARD.encode(request.to_bytes()) });
+        let lines = self.watches.iter().map(WatchLine::of);
+        write_lines(&dir.join(WATCHES), lines).map_err(told(WATCHES))?;
+        write_lines(&dir.join(RENEWALS), self.renewals.iter()).map_err(told(RENEWALS))?;
+        let lines =
+            self.log.iter().map(|request| LogLine { call: brief(request), request: encode(&request.to_bytes()) });
         write_lines(&dir.join(LOG), lines).map_err(told(LOG))
     }
 
@@ -151,6 +179,8 @@ impl Kept {
         };
         kept.fingerprints = kept.hashes.iter().map(print).collect();
         kept.operations = read_lines(&dir.join(HISTORY), Line::operation)?;
+        kept.watches = read_lines(&dir.join(WATCHES), WatchLine::watch)?;
+        kept.renewals = read_lines(&dir.join(RENEWALS), Some)?;
         kept.log = read_lines(&dir.join(LOG), |line: LogLine| decode_request(&line.request))?;
         Ok(kept)
     }
@@ -184,6 +214,10 @@ fn brief(what: &impl Debug) -> String {
     format!("{what:?}")
 }
 
+fn encode(bytes: &[u8]) -> String {
+    BASE64_STANDARD.encode(bytes)
+}
+
 fn decode_request(text: &str) -> Option<Request> {
     Request::from_bytes(BASE64_STANDARD.decode(text).ok()?.into())
 }
@@ -191,9 +225,7 @@ fn decode_request(text: &str) -> Option<Request> {
 impl Line {
     fn of(call: &Operation) -> Line {
         let (outcome, answer, response) = match &call.outcome {
-            Outcome::Replied(response) => {
-                ("replied", brief(response), Some(BASE64_STANDARD.encode(response.to_bytes())))
-            }
+            Outcome::Replied(response) => ("replied", brief(response), Some(encode(&response.to_bytes()))),
             Outcome::Failed(answer) => ("failed", answer.to_string(), None),
             Outcome::Refused => ("refused", String::new(), None),
             Outcome::Unknown => ("unknown", String::new(), None),
@@ -205,7 +237,7 @@ impl Line {
             call: brief(&call.request),
             outcome: outcome.to_owned(),
             answer,
-            request: BASE64_STANDARD.encode(call.request.to_bytes()),
+            request: encode(&call.request.to_bytes()),
             response,
         }
     }
@@ -223,6 +255,35 @@ impl Line {
         };
         let request = decode_request(&line.request)?;
         Some(Operation { connection: line.connection, start: line.start, end: line.end, request, outcome })
+    }
+}
+
+impl WatchLine {
+    fn of(watch: &Watch) -> WatchLine {
+        let told = watch.told.iter().map(|told| {
+            let read = WatchResponse::decode(told.response.clone());
+            (
+                told.time,
+                read.map_or_else(|error| error.to_string(), |response| brief(&response)),
+                encode(&told.response),
+            )
+        });
+        WatchLine {
+            connection: watch.connection,
+            watch: brief(&watch.request),
+            request: encode(&watch.request.encode_to_vec()),
+            told: told.collect(),
+        }
+    }
+
+    fn watch(line: WatchLine) -> Option<Watch> {
+        let bytes = BASE64_STANDARD.decode(line.request).ok()?;
+        let request = WatchCreateRequest::decode(bytes.as_slice()).ok()?;
+        let told = line.told.into_iter().map(|(time, _, response)| {
+            let response = BASE64_STANDARD.decode(response).ok()?.into();
+            Some(Told { time, response })
+        });
+        Some(Watch { connection: line.connection, request, told: told.collect::<Option<_>>()? })
     }
 }
 
@@ -272,12 +333,22 @@ mod tests {
             log: vec![put],
             hashes: vec![print],
             findings: vec!["one".to_owned()],
+            watches: vec![Watch {
+                connection: 5,
+                request: WatchCreateRequest { key: "k".into(), start_revision: 3, ..WatchCreateRequest::default() },
+                told: vec![Told {
+                    time: 8,
+                    response: WatchResponse { watch_id: 2, ..WatchResponse::default() }.encode_to_vec().into(),
+                }],
+            }],
+            renewals: vec![Renewal { connection: 1, start: 2, end: 3, lease: 4, ttl: 5 }],
             ..Kept::default()
         };
         let dir = tempfile::tempdir().unwrap();
         kept.write(dir.path()).unwrap();
         let read = Kept::read(dir.path()).unwrap();
         assert_eq!(format!("{:?}", read.operations), format!("{:?}", kept.operations));
+        assert_eq!((&read.watches, &read.renewals), (&kept.watches, &kept.renewals));
         assert_eq!((read.seed, &read.log, &read.findings), (4, &kept.log, &kept.findings));
         assert_eq!(read.fingerprints, [Fingerprint { member: 1, revision: 7, compact_revision: -1, hash: 9 }]);
     }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  options ─▶ runner ─▶ member (process, files) ◀── faults: schedule, network, volume
-//!               │  └──▶ clients ─▶ workload ─▶ client::direct ─▶ the members
+//!               │  ├──▶ clients ─▶ workload ─▶ client::direct ─▶ the members
+//!               │  ├──▶ watchers ─▶ streams of the members
 //!               ▼             └──▶ operations
 //!             run ─▶ logs (committed entries) ─▶ verdict ─▶ checker ─▶ report · files of the run
 //! ```
@@ -20,6 +21,7 @@ mod report;
 mod runner;
 mod values;
 mod verdict;
+mod watchers;
 mod workload;
 
 use std::ffi::OsString;
@@ -142,6 +144,7 @@ fn setup(options: &Options) -> Result<Setup, Failed> {
         seed: options.seed.unwrap_or(u64::try_from(clock).unwrap_or(1)),
         kinds,
         clients: usize::from(options.clients),
+        watchers: usize::from(options.watchers),
         rate: options.rate,
         keys: options.keys,
         flags: flags.collect::<Result<_, _>>()?,

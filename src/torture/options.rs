@@ -38,6 +38,9 @@ pub struct Options {
     /// Clients: most talk to one member each, every fourth one to all in turn
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub clients: u16,
+    /// Watchers: most watch one member each, every fourth one all in turn
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub watchers: u16,
     /// Requests a second at most, of all clients together
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub rate: u32,
@@ -78,11 +81,13 @@ impl Options {
     /// The words that run the same seed again.
     pub fn again(&self, seed: u64, binary: &std::path::Path) -> String {
         let mut words = format!(
-            "quorate torture --members {} --duration {}s --seed {seed} --faults {} --clients {} --rate {} --keys {}",
+            "quorate torture --members {} --duration {}s --seed {seed} --faults {} --clients {} --watchers {} --rate {} \
+             --keys {}",
             self.members,
             self.duration.as_secs_f64(),
             self.faults.join(","),
             self.clients,
+            self.watchers,
             self.rate,
             self.keys,
         );
@@ -115,7 +120,8 @@ mod tests {
 
     #[test]
     fn a_command_line_is_read_and_repeats_itself() {
-        let line = "--members 5 --duration 90s --seed 7 --faults kill,pause --clients 3 --rate 50 --keys 4 -- --a b";
+        let line = "--members 5 --duration 90s --seed 7 --faults kill,pause --clients 3 --watchers 2 --rate 50 --keys 4 -- \
+                    --a b";
         let options = parse(line).unwrap();
         let again = options.again(7, std::path::Path::new("x"));
         assert_eq!(again, format!("quorate torture {line}"));

@@ -130,10 +130,18 @@ impl Report<'_> {
         };
         format!(
             "checked: {} calls against {} entries of the members' logs: acknowledged writes there once, every reply as \
-             the log has it, reads not stale, no connection going back{hashes}",
+             the log has it, reads not stale, no connection going back; {} watches told {} times: every change once, in \
+             order, whole; {} renewals: no lease over early{hashes}",
             kept.operations.len(),
-            kept.log_entries
+            kept.log_entries,
+            kept.watches.len(),
+            self.told(),
+            kept.renewals.len()
         )
+    }
+
+    fn told(&self) -> usize {
+        self.kept.watches.iter().map(|watch| watch.told.len()).sum()
     }
 
     pub fn json(&self) -> String {
@@ -162,6 +170,9 @@ impl Report<'_> {
             "terms": kept.terms,
             "log_entries": kept.log_entries,
             "operations": operations,
+            "watches": kept.watches.len(),
+            "watch_responses": self.told(),
+            "renewals": kept.renewals.len(),
             "hashes": hashes,
             "notes": self.verdict.remarks,
             "findings": self.verdict.findings,

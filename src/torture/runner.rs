@@ -8,6 +8,7 @@
 //! One loop owns the members and looks at them every few milliseconds; it never waits for one of them.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,8 +37,11 @@ use crate::faults::schedule::Whom;
 use crate::faults::volume::Volume;
 use crate::proto::etcdserverpb::RangeRequest;
 use crate::torture::checker::Fingerprint;
+use crate::torture::checker::Operation;
 use crate::torture::checker::Outcome;
+use crate::torture::checker::leasing::Renewal;
 use crate::torture::checker::model::Request;
+use crate::torture::checker::watching::Watch;
 use crate::torture::clients::Client;
 use crate::torture::clients::Link;
 use crate::torture::clients::Record;
@@ -47,6 +51,7 @@ use crate::torture::member::Common;
 use crate::torture::member::Member;
 use crate::torture::member::Ports;
 use crate::torture::member::State;
+use crate::torture::watchers::Watcher;
 use crate::torture::workload::Workload;
 
 /// How often the loop looks at the members.
@@ -78,6 +83,7 @@ pub struct Setup {
     pub seed: u64,
     pub kinds: std::collections::BTreeSet<Kind>,
     pub clients: usize,
+    pub watchers: usize,
     pub rate: u32,
     pub keys: u16,
     /// Further flags for every member.
@@ -92,7 +98,9 @@ pub struct Run {
     pub interrupted: bool,
     /// The timing and the snapshots that the seed chose.
     pub flags: Vec<String>,
-    pub operations: Vec<crate::torture::checker::Operation>,
+    pub operations: Vec<Operation>,
+    pub watches: Vec<Watch>,
+    pub renewals: Vec<Renewal>,
     pub fingerprints: Vec<Fingerprint>,
     pub logs: Logs,
     /// All served again at the end, so that the logs say everything that was committed.
@@ -138,6 +146,7 @@ pub struct Runner {
     network: Network,
     record: Arc<Record>,
     clients: JoinSet<()>,
+    watchers: JoinSet<usize>,
     /// Position of the member that leads, as last seen.
     leader: Arc<AtomicUsize>,
     watcher: JoinHandle<()>,
@@ -173,6 +182,13 @@ impl Runner {
         for client in clients_of(&setup, &endpoints, &record) {
             clients.spawn(client.run());
         }
+        let mut watchers = JoinSet::new();
+        for (number, watcher) in watchers_of(&setup, &endpoints, &record).into_iter().enumerate() {
+            watchers.spawn(async move {
+                watcher.run().await;
+                number
+            });
+        }
         let size = setup.members;
         Ok(Runner {
             setup,
@@ -181,6 +197,7 @@ impl Runner {
             network,
             record,
             clients,
+            watchers,
             leader,
             watcher,
             pending: Vec::new(),
@@ -223,6 +240,14 @@ impl Runner {
         self.record.stop();
         while self.clients.join_next().await.is_some() {}
         if self.run.settled {
+            progress("the leases have to end");
+            self.outlive_leases().await;
+            progress("the watchers have to be told everything");
+            self.end_watches().await;
+        }
+        self.record.abandon();
+        while self.watchers.join_next().await.is_some() {}
+        if self.run.settled {
             progress("comparing what the members hold");
             self.compare().await;
         }
@@ -231,6 +256,8 @@ impl Runner {
         progress("reading the members' logs");
         self.read_logs();
         self.run.operations = self.record.take();
+        self.run.watches = self.record.take_watches();
+        self.run.renewals = self.record.take_renewals();
         std::mem::take(&mut self.run)
     }
 
@@ -492,6 +519,47 @@ impl Runner {
         served.iter().zip(&self.members).all(|(served, member)| *served || member.state == State::Down)
     }
 
+    /// Waits until no lease is left: nobody renews them any more, and they were granted for seconds.
+    async fn outlive_leases(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        for at in 0..self.members.len() {
+            let Ok(client) = Asking::open(Config::new(vec![self.members[at].endpoint()])) else { continue };
+            loop {
+                let left = client.leases(Deadline::after(STATUS_MAX)).await.map(|answer| answer.leases);
+                if left.as_ref().is_ok_and(Vec::is_empty) {
+                    break;
+                }
+                if Instant::now() > deadline {
+                    let name = self.members[at].name.clone();
+                    let seconds = PATIENCE.as_secs();
+                    return self.find(format!("{name} has leases {seconds} s after the last renewal: {left:?}"));
+                }
+                tokio::time::sleep(LEADER_EVERY).await;
+            }
+        }
+    }
+
+    /// Waits until every watcher was told the newest revision.
+    async fn end_watches(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        let everything = RangeRequest { key: "k".into(), range_end: "l".into(), ..RangeRequest::default() };
+        let endpoints = self.members.iter().map(Member::endpoint).collect();
+        let Ok(client) = Asking::open(Config::new(endpoints)) else { return };
+        let Ok(read) = client.range(everything, Deadline::after(PATIENCE)).await else {
+            return self.find(format!("no member answered a read in {} s, without any fault", PATIENCE.as_secs()));
+        };
+        let newest = read.header.map_or(0, |header| header.revision);
+        self.record.end_at(newest);
+        let mut waiting: BTreeSet<usize> = (0..self.watchers.len()).collect();
+        while let Ok(Some(done)) = tokio::time::timeout_at(deadline.into(), self.watchers.join_next()).await {
+            waiting.remove(&done.unwrap_or(usize::MAX));
+        }
+        if !waiting.is_empty() {
+            let seconds = PATIENCE.as_secs();
+            self.find(format!("watchers {waiting:?} were not told of revision {newest} within {seconds} s"));
+        }
+    }
+
     /// Waits until all members have the same revision and compares their hashes and everything they hold.
     async fn compare(&mut self) {
         let deadline = Instant::now() + PATIENCE;
@@ -655,6 +723,17 @@ fn clients_of(setup: &Setup, endpoints: &[String], record: &Arc<Record>) -> Vec<
         }
     };
     (0..setup.clients).map(client).collect()
+}
+
+fn watchers_of(setup: &Setup, endpoints: &[String], record: &Arc<Record>) -> Vec<Watcher> {
+    let watcher = |number: usize| {
+        let wanders = number % WANDERS == WANDERS - 1;
+        let own = endpoints[number % endpoints.len()].clone();
+        let endpoints = if wanders { endpoints.to_vec() } else { vec![own] };
+        let dice = Dice::new(setup.seed.wrapping_mul(37).wrapping_add(number as u64));
+        Watcher::new(endpoints, setup.keys, dice, Arc::clone(record))
+    };
+    (0..setup.watchers).map(watcher).collect()
 }
 
 /// A write and a linearizable read, both recorded.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::proto::etcdserverpb::RequestOp;
 use crate::proto::etcdserverpb::ResponseOp;
+use crate::proto::etcdserverpb::WatchResponse;
 use crate::proto::etcdserverpb::request_op;
 use crate::proto::etcdserverpb::response_op;
 use crate::proto::mvccpb::KeyValue;
@@ -76,6 +77,13 @@ pub fn shorten_response(response: &mut Response) {
             Some(response_op::Response::ResponseTxn(_)) | None => {}
         }),
         Response::Compact(_) | Response::LeaseGrant(_) | Response::LeaseRevoke(_) => {}
+    }
+}
+
+/// Shortens every value that a watch is told.
+pub fn shorten_events(response: &mut WatchResponse) {
+    for event in &mut response.events {
+        event.kv.iter_mut().chain(&mut event.prev_kv).for_each(shorten);
     }
 }
 

@@ -51,7 +51,15 @@ impl Verdict {
             let found = unlogged::check(&operations, &fingerprints);
             return self.findings.extend(found);
         }
-        let history = History { operations, log: kept.log.clone(), fingerprints, tail_unknown: !kept.settled };
+        let history = History {
+            operations,
+            log: kept.log.clone(),
+            fingerprints,
+            tail_unknown: !kept.settled,
+            watches: kept.watches.clone(),
+            renewals: kept.renewals.clone(),
+            leases_expire: true,
+        };
         let violations = checker::check(&history);
         self.findings.extend(violations.iter().map(|violation| told(violation, &history)));
     }

@@ -1,6 +1,8 @@
-//! What clients ask: puts of values that exist once, deletes, transactions, reads of all kinds, compactions.
+//! What clients ask: puts of values that exist once, deletes, transactions, reads of all kinds, compactions, leases.
 //!
 //! Few keys, so that clients meet at them; compactions and old revisions close to the newest, so that these meet too.
+
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 
@@ -8,6 +10,8 @@ use crate::disk::sim::Dice;
 use crate::proto::etcdserverpb::CompactionRequest;
 use crate::proto::etcdserverpb::Compare;
 use crate::proto::etcdserverpb::DeleteRangeRequest;
+use crate::proto::etcdserverpb::LeaseGrantRequest;
+use crate::proto::etcdserverpb::LeaseRevokeRequest;
 use crate::proto::etcdserverpb::PutRequest;
 use crate::proto::etcdserverpb::RangeRequest;
 use crate::proto::etcdserverpb::RequestOp;
@@ -18,10 +22,19 @@ use crate::proto::etcdserverpb::compare::TargetUnion;
 use crate::proto::etcdserverpb::request_op;
 use crate::torture::checker::model::Request;
 
+/// Leases that a client keeps alive, or revokes; those before them it leaves to their end.
+const LEASES_MAX: usize = 2;
+/// Seconds. None is below the least that a cluster grants with the timing of these runs.
+const TTLS: [i64; 3] = [2, 3, 4];
+
 /// One client's taste and memory.
 #[derive(Debug)]
 pub struct Workload {
     name: String,
+    /// Leases have the client's number in their upper half.
+    number: i64,
+    granted: i64,
+    leases: VecDeque<i64>,
     keys: u64,
     compacts: bool,
     dice: Dice,
@@ -35,21 +48,66 @@ impl Workload {
         // Neighbouring seeds must not be each other's continuation.
         dice = Dice::new(dice.roll());
         let keys = u64::from(keys);
-        Workload { name: format!("c{client}"), keys, compacts, dice, values: 0, last_value: Bytes::new() }
+        Workload {
+            name: format!("c{client}"),
+            number: i64::try_from(client).unwrap_or_default() + 1,
+            granted: 0,
+            leases: VecDeque::new(),
+            keys,
+            compacts,
+            dice,
+            values: 0,
+            last_value: Bytes::new(),
+        }
     }
 
     /// The next request. `newest` is the newest revision that any client was told.
     pub fn next(&mut self, newest: i64) -> Request {
         match self.dice.below(100) {
-            0..34 => Request::Put(self.put()),
+            0..34 => Request::Put(self.leased_put()),
             34..42 => Request::DeleteRange(self.delete()),
             42..58 => Request::Txn(self.txn(newest)),
             58..60 if self.compacts && newest > 20 => {
                 let revision = self.old_revision(newest);
                 Request::Compact(CompactionRequest { revision, physical: self.dice.chance(30) })
             }
+            60..62 if self.leases.len() < LEASES_MAX || self.dice.chance(15) => Request::LeaseGrant(self.grant()),
+            62 if !self.leases.is_empty() && self.dice.chance(20) => {
+                let id = self.leases.pop_back().unwrap_or_default();
+                Request::LeaseRevoke(LeaseRevokeRequest { id })
+            }
             _ => Request::Range(self.range(newest)),
         }
+    }
+
+    /// The lease to be renewed instead of the next request, now and then.
+    pub fn renewal(&mut self) -> Option<i64> {
+        if self.leases.is_empty() || !self.dice.chance(10) {
+            return None;
+        }
+        let at = self.dice.below(self.leases.len() as u64);
+        self.leases.get(usize::try_from(at).unwrap_or_default()).copied()
+    }
+
+    /// The lease is over, as far as the client was told.
+    pub fn forget(&mut self, lease: i64) {
+        self.leases.retain(|id| *id != lease);
+    }
+
+    fn grant(&mut self) -> LeaseGrantRequest {
+        self.granted += 1;
+        let id = (self.number << 32) | self.granted;
+        if self.leases.len() == LEASES_MAX {
+            self.leases.pop_front();
+        }
+        self.leases.push_back(id);
+        LeaseGrantRequest { id, ttl: self.dice.pick(&TTLS) }
+    }
+
+    /// A put that may go with one of the client's leases.
+    fn leased_put(&mut self) -> PutRequest {
+        let lease = if self.dice.chance(40) { self.leases.back().copied().unwrap_or_default() } else { 0 };
+        PutRequest { lease, ..self.put() }
     }
 
     /// A put, for whoever wants to see progress.
@@ -187,9 +245,10 @@ mod tests {
                 Request::Range(range) if range.serializable => "serializable",
                 Request::Range(range) if range.revision > 0 => "old",
                 Request::Range(_) => "range",
-                Request::LeaseGrant(_) | Request::LeaseRevoke(_) => "lease",
+                Request::LeaseGrant(_) => "grant",
+                Request::LeaseRevoke(_) => "revoke",
             })
             .collect();
-        assert_eq!(kinds.len(), 7, "{kinds:?}");
+        assert_eq!(kinds.len(), 9, "{kinds:?}");
     }
 }

@@ -105,7 +105,10 @@ impl Cluster {
     /// A further member that will join: the cluster must have been told of its peer URL before it starts. Its position.
     pub fn prepare_joiner(&mut self, program: &Program, extra: &[&str]) -> usize {
         let position = self.members.len();
-        let number = self.members.iter().map(|member| member.number).max().unwrap_or_default() + 1;
+        // Names stand for directories: those of members that are gone are not used again.
+        let is_free = |number: &usize| !self.dir.path().join(format!("m{number}.etcd")).exists();
+        let highest = self.members.iter().map(|member| member.number).max().unwrap_or_default();
+        let number = (highest + 1..).find(is_free).expect("numbers do not run out");
         let ports = (free_port(), free_port());
         let mut initial: Vec<String> =
             self.members.iter().map(|member| initial_entry(member.number, member.peer_port)).collect();
@@ -339,6 +342,11 @@ impl Member {
     fn arg(&self, flag: &str) -> String {
         let at = self.args.iter().position(|word| word == flag).unwrap_or_else(|| panic!("{flag} is not set"));
         self.args[at + 1].clone()
+    }
+
+    /// Takes a word off the command line of later starts.
+    pub fn remove_arg(&mut self, word: &str) {
+        self.args.retain(|given| given != word);
     }
 
     /// Changes the value of a flag that every member has.

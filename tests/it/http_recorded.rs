@@ -16,10 +16,9 @@ use crate::support::shared_dir;
 use crate::support::skipped;
 
 /// Requests that are not compared, with the reason.
-const NOT_COMPARED: [(&str, &str); 3] = [
+const NOT_COMPARED: [(&str, &str); 2] = [
     ("GET /debug/vars", "the figures of Go's memory; status and type are compared"),
     ("GET /metrics", "the record is cut; status and type are compared, the families in a test of their own"),
-    ("POST /members/promote/1  (peer port)", "members are promoted by a later release"),
 ];
 /// The learner that the recorded cluster had got from `member add`.
 const LEARNER: &str = r#"{"id":11433156337303745795,"peerURLs":["http://127.0.0.1:1"],"isLearner":true},"#;
@@ -54,9 +53,8 @@ const MISSING_FAMILIES: [(&str, &str); 27] = [
     ("etcd_network_snapshot_receive_failures", "no series before the first failed snapshot"),
     ("etcd_server_go_version", "not written in Go"),
 ];
-const MISSING_FAMILIES_OF_MEMBERS: [(&str, &str); 3] = [
-    ("etcd_server_learner_promote_failures", "members are promoted by a later release"),
-    ("etcd_server_learner_promote_successes", "members are promoted by a later release"),
+const MISSING_FAMILIES_OF_MEMBERS: [(&str, &str); 2] = [
+    ("etcd_server_learner_promote_failures", "no series before the first failed promotion"),
     ("etcd_snap_fsync_duration_seconds", "no snapshot files of the v2 store"),
 ];
 

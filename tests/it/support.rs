@@ -5,11 +5,14 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
+use signal_hook::consts::SIGINT;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
@@ -49,6 +52,13 @@ pub fn free_port() -> u16 {
         }
     }
     panic!("no free port between {FIRST} and {}", FIRST + SPAN);
+}
+
+/// Lets children end by SIGINT also where the tests were started with it ignored, as a shell's job in the background is:
+/// an ignored signal is inherited, a caught one is not.
+pub fn children_heed_sigint() {
+    let always = Arc::new(AtomicBool::new(true));
+    signal_hook::flag::register_conditional_default(SIGINT, always).expect("SIGINT can be caught");
 }
 
 /// Says on the real stderr, and in a file that `.ci/run` reads, that a test did not run.

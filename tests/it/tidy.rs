@@ -21,11 +21,28 @@ const CORE: [&str; 9] = [
     "crate::client",
 ];
 
-const RULES: [Rule; 23] = [
+const RULES: [Rule; 24] = [
     Rule { part: "common", never: &["redb", "raft::", "tokio::spawn", "crate::server", "crate::client", "crate::ctl"] },
     Rule { part: "disk", never: &["crate::server", "crate::proto", "tokio", "crate::client"] },
     Rule { part: "client", never: &["crate::server", "crate::ctl", "crate::supervisor"] },
     Rule { part: "ctl", never: &["crate::server", "crate::supervisor"] },
+    // It works on files: nothing of what makes a node run.
+    Rule {
+        part: "utl",
+        never: &[
+            "tokio",
+            "std::net",
+            "crate::client",
+            "crate::supervisor",
+            "crate::server::api",
+            "crate::server::peer",
+            "crate::server::propose",
+            "crate::server::duties",
+            "crate::server::watch",
+            "crate::server::run::member",
+            "crate::server::raft::driver",
+        ],
+    },
     Rule { part: "bench", never: &["crate::server", "crate::ctl", "crate::supervisor"] },
     Rule { part: "faults", never: &["crate::server", "crate::sim", "crate::torture", "crate::supervisor"] },
     Rule { part: "torture", never: &["crate::server", "crate::sim", "crate::bench", "crate::supervisor"] },

@@ -53,6 +53,9 @@ fn clean(seed: &str, faults: &str, more: &[&str]) {
     let report = report(&output);
     let count = |kind: &str| report["operations"][kind]["replied"].as_u64().unwrap_or_default();
     assert!(count("put") > 20 && count("txn") > 5 && count("linearizable range") > 20, "{report:#}");
+    assert!(count("lease grant") > 5 && report["renewals"].as_u64() > Some(10), "{report:#}");
+    let watchers = !more.contains(&"--watchers");
+    assert!(!watchers || report["watch_responses"].as_u64() > Some(100), "{report:#}");
     assert!(report["log_entries"].as_u64() > Some(50) && report["settled"] == true, "{report:#}");
     assert!(report["faults"].as_object().is_some_and(|faults| !faults.is_empty()), "{report:#}");
     assert_eq!(std::fs::read_dir(dir.path()).expect("it is there").count(), 0, "something was left behind");
@@ -71,6 +74,12 @@ fn partitions_and_late_messages_break_no_promise() {
 #[test]
 fn five_members_with_little_to_share_break_no_promise() {
     clean("3", "kill,partition,pause,compact", &["--members", "5", "--keys", "3", "--clients", "12"]);
+}
+
+#[test]
+fn a_lone_client_of_a_lone_member_is_promised_the_same() {
+    clean("4", "kill,restart,compact", &["--members", "1", "--clients", "1"]);
+    clean("5", "kill,pause,compact", &["--members", "1", "--clients", "3"]);
 }
 
 /// Whether file systems can be made and mounted here; says aloud that `test` is skipped if not.
@@ -107,10 +116,26 @@ fn a_member_that_does_not_sync_is_found_by_power_cuts() {
     found(runs.path(), own, &words);
 }
 
+/// 3.5.1 tells of progress on request before it has told the events up to there (mended in 3.5.8).
+#[test]
+fn what_is_wrong_with_real_etcds_watches_is_found() {
+    let Some(oracle) = oracle("what_is_wrong_with_real_etcds_watches_is_found") else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    let etcd = oracle.etcd.to_str().expect("UTF-8");
+    let words = ["--seed", "2", "--faults", "kill,compact", "--duration", "8s", "--json", "--binary", etcd];
+    let output = torture(dir.path(), &words).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1), "{}{}", text(&output.stdout), text(&output.stderr));
+    let report = report(&output);
+    let findings = report["findings"].as_array().expect("a list");
+    let early = |finding: &Value| finding.as_str().is_some_and(|text| text.contains("told that it had seen revision"));
+    assert!(!findings.is_empty() && findings.iter().all(early), "{report:#}");
+}
+
 #[test]
 fn real_etcd_comes_out_clean() {
     let Some(oracle) = oracle("real_etcd_comes_out_clean") else { return };
-    clean("5", "kill,pause,partition,compact", &["--binary", oracle.etcd.to_str().expect("UTF-8")]);
+    let etcd = oracle.etcd.to_str().expect("UTF-8");
+    clean("5", "kill,pause,partition,compact", &["--binary", etcd, "--watchers", "0"]);
 }
 
 /// A launcher in front of our own binary that does something to the data directory, `$data`, before each start.

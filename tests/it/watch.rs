@@ -1,17 +1,11 @@
 //! Watches of real processes: etcdctl's sessions, the same streams as etcd's, members that die under a watcher.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::io::Write;
 use std::path::Path;
-use std::process::Child;
 use std::process::Command;
-use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::Mutex;
 
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use quorate::client::Client;
 use quorate::client::Config;
 use quorate::proto::etcdserverpb::CompactionRequest;
@@ -31,6 +25,7 @@ use crate::cluster::Program;
 use crate::cluster::put;
 use crate::oracle::oracle;
 use crate::recorded::lone_member;
+use crate::running::Running;
 use crate::support::eventually;
 use crate::support::http_get;
 use crate::support::named_program;
@@ -43,80 +38,6 @@ use crate::watching::Seen;
 use crate::watching::Watches;
 use crate::watching::on;
 
-/// A command that runs while the test does other things.
-struct Running {
-    child: Child,
-    out: Arc<Mutex<Vec<u8>>>,
-    err: Arc<Mutex<Vec<u8>>>,
-    readers: Vec<std::thread::JoinHandle<()>>,
-}
-
-fn collect(mut pipe: impl Read + Send + 'static) -> (Arc<Mutex<Vec<u8>>>, std::thread::JoinHandle<()>) {
-    let all = Arc::new(Mutex::new(Vec::new()));
-    let shared = all.clone();
-    let reader = std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(read @ 1..) = pipe.read(&mut buffer) {
-            shared.lock().expect("nobody panics").extend_from_slice(&buffer[..read]);
-        }
-    });
-    (all, reader)
-}
-
-impl Running {
-    fn start(program: &Path, words: &[String], environment: &[(String, String)]) -> Running {
-        let mut command = Command::new(program);
-        let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ETCDCTL_"));
-        ours.for_each(|(name, _)| {
-            command.env_remove(name);
-        });
-        command.args(words).envs(environment.iter().cloned());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("the program starts");
-        let (out, out_reader) = collect(child.stdout.take().expect("a pipe"));
-        let (err, err_reader) = collect(child.stderr.take().expect("a pipe"));
-        Running { child, out, err, readers: vec![out_reader, err_reader] }
-    }
-
-    fn out(&self) -> Vec<u8> {
-        self.out.lock().expect("nobody panics").clone()
-    }
-
-    fn lines(bytes: &Mutex<Vec<u8>>) -> Vec<String> {
-        let bytes = bytes.lock().expect("nobody panics");
-        String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect()
-    }
-
-    async fn until_lines(&self, out: usize, err: usize) {
-        eventually("what was printed", async || {
-            let (printed, told) = (Running::lines(&self.out), Running::lines(&self.err));
-            if printed.len() >= out && told.len() >= err { Ok(()) } else { Err(format!("{printed:#?} {told:#?}")) }
-        })
-        .await;
-    }
-
-    /// Waits for the end, after a signal if one is given: its code, or minus the signal.
-    fn end(mut self, signal: Option<Signal>) -> (i32, Vec<String>, Vec<String>) {
-        use std::os::unix::process::ExitStatusExt;
-        if let Some(signal) = signal {
-            let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("pids fit"));
-            nix::sys::signal::kill(pid, signal).expect("it runs");
-        }
-        let status = self.child.wait().expect("it ends");
-        self.readers.drain(..).for_each(|reader| reader.join().expect("no panic"));
-        let code = status.code().unwrap_or_else(|| -status.signal().unwrap_or_default());
-        (code, Running::lines(&self.out), Running::lines(&self.err))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Best effort: it may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// The number of watchers that a member counts.
 async fn watchers(member: &Member) -> i64 {
     let (_, text) = http_get(member.client_port, "/metrics").await;
@@ -124,7 +45,7 @@ async fn watchers(member: &Member) -> i64 {
     line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(-1)
 }
 
-async fn until_watchers(member: &Member, count: i64) {
+pub async fn until_watchers(member: &Member, count: i64) {
     eventually("the watchers", async || match watchers(member).await {
         counted if counted == count => Ok(()),
         counted => Err(format!("{counted} of {count}")),

@@ -26,7 +26,8 @@ use super::words;
 pub struct ClientSide {
     settings: Settings,
     provider: Arc<CryptoProvider>,
-    trusted: Bundle,
+    /// `None` believes anyone.
+    trusted: Option<Bundle>,
     protocols: &'static [&'static [u8]],
 }
 
@@ -37,7 +38,13 @@ impl ClientSide {
         if !settings.is_empty() {
             super::check_files(settings, &provider)?;
         }
-        let trusted = Bundle::open(&settings.trusted_ca_file)?;
+        let trusts_all = settings.self_signed || settings.insecure_skip_verify;
+        let trusted = match (trusts_all, settings.trusted_ca_file.as_str()) {
+            (true, "") => None,
+            // Files that are named are read in any case.
+            (true, path) => Bundle::open(path).map(|_| None)?,
+            (false, path) => Some(Bundle::open(path)?),
+        };
         Ok(ClientSide { settings: settings.clone(), provider, trusted, protocols })
     }
 
@@ -66,8 +73,7 @@ impl ClientSide {
 
     fn config(&self, host: &str, said: Said) -> Result<ClientConfig, String> {
         let Settings { cert_file, key_file, client_cert_file, client_key_file, .. } = &self.settings;
-        let trusts_all = self.settings.self_signed || self.settings.insecure_skip_verify;
-        let authorities = (!trusts_all).then(|| self.trusted.now());
+        let authorities = self.trusted.as_ref().map(Bundle::now);
         let judge = Judge::of_server(&self.settings, authorities, host, self.provider.clone(), said);
         let versions = self.settings.offer.versions();
         let builder = ClientConfig::builder_with_provider(self.provider.clone())

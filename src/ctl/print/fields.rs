@@ -34,6 +34,12 @@ pub fn write(report: &Report<'_>, hex: bool, out: &mut dyn Write) -> io::Result<
         }
         Report::Watch(response) => fields.watch(response),
         Report::MemberList(response) => fields.members(response),
+        // Not in the support matrix.
+        Report::MemberAdd { .. }
+        | Report::MemberRemove { .. }
+        | Report::MemberUpdate { .. }
+        | Report::MemberPromote { .. }
+        | Report::MoveLeader { .. } => Ok(()),
         Report::Status(list) => list.iter().try_for_each(|found| fields.status(found)),
         Report::Health(list) => list.iter().try_for_each(|found| fields.health(found)),
         Report::HashKv(list) => list.iter().try_for_each(|found| fields.hash(found)),

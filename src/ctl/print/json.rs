@@ -13,7 +13,7 @@ use super::Report;
 use super::lease;
 use crate::proto::etcdserverpb::DeleteRangeResponse;
 use crate::proto::etcdserverpb::Member;
-use crate::proto::etcdserverpb::MemberListResponse;
+use crate::proto::etcdserverpb::MemberAddResponse;
 use crate::proto::etcdserverpb::PutResponse;
 use crate::proto::etcdserverpb::RangeResponse;
 use crate::proto::etcdserverpb::ResponseHeader;
@@ -36,7 +36,13 @@ pub fn write(report: &Report<'_>, hex: bool, out: &mut dyn Write) -> io::Result<
             lease::json(report, header.trim_matches(['{', '}']))
         }
         Report::Watch(response) => watch(response),
-        Report::MemberList(response) => members(response, hex),
+        Report::MemberList(response) => members(&response.header, &response.members, hex),
+        Report::MemberAdd { response, .. } => added(response, hex),
+        Report::MemberRemove { response, .. } => members(&response.header, &response.members, hex),
+        Report::MemberUpdate { response, .. } => members(&response.header, &response.members, hex),
+        // 3.7 forgot this one.
+        Report::MemberPromote { response, .. } => members(&response.header, &response.members, false),
+        Report::MoveLeader { response, .. } => headed(&response.header).end(),
         Report::Status(list) => list_or_null(list, status),
         Report::Health(list) => list_or_null(list, health),
         Report::HashKv(list) => list_or_null(list, hash),
@@ -221,18 +227,25 @@ fn watch(response: &WatchResponse) -> String {
         .end()
 }
 
-fn members(response: &MemberListResponse, hex: bool) -> String {
-    let member = |member: &Member| {
-        Object::new()
-            .id("ID", member.id, hex)
-            .text("name", &member.name)
-            .list("peerURLs", &member.peer_ur_ls, |url| quote(url))
-            .list("clientURLs", &member.client_ur_ls, |url| quote(url))
-            .flag("isLearner", member.is_learner)
-            .end()
-    };
+fn member(member: &Member, hex: bool) -> String {
+    Object::new()
+        .id("ID", member.id, hex)
+        .text("name", &member.name)
+        .list("peerURLs", &member.peer_ur_ls, |url| quote(url))
+        .list("clientURLs", &member.client_ur_ls, |url| quote(url))
+        .flag("isLearner", member.is_learner)
+        .end()
+}
+
+fn members(of: &Option<ResponseHeader>, members: &[Member], hex: bool) -> String {
+    let object = Object::new().some("header", of.as_ref().map(|of| header(of, hex)));
+    object.list("members", members, |of| member(of, hex)).end()
+}
+
+fn added(response: &MemberAddResponse, hex: bool) -> String {
     let object = Object::new().some("header", response.header.as_ref().map(|of| header(of, hex)));
-    object.list("members", &response.members, member).end()
+    let object = object.some("member", response.member.as_ref().map(|of| member(of, hex)));
+    object.list("members", &response.members, |of| member(of, hex)).end()
 }
 
 fn status(found: &EndpointStatus) -> String {

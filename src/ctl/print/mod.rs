@@ -12,7 +12,12 @@ use std::io::Write;
 
 use crate::proto::etcdserverpb::DeleteRangeResponse;
 use crate::proto::etcdserverpb::HashKvResponse;
+use crate::proto::etcdserverpb::MemberAddResponse;
 use crate::proto::etcdserverpb::MemberListResponse;
+use crate::proto::etcdserverpb::MemberPromoteResponse;
+use crate::proto::etcdserverpb::MemberRemoveResponse;
+use crate::proto::etcdserverpb::MemberUpdateResponse;
+use crate::proto::etcdserverpb::MoveLeaderResponse;
 use crate::proto::etcdserverpb::PutResponse;
 use crate::proto::etcdserverpb::RangeResponse;
 use crate::proto::etcdserverpb::StatusResponse;
@@ -90,6 +95,29 @@ pub enum Report<'a> {
     Lease(lease::LeaseReport<'a>),
     Watch(&'a WatchResponse),
     MemberList(&'a MemberListResponse),
+    /// `name` and `peer_urls` as typed: what the new member is to be started with.
+    MemberAdd {
+        response: &'a MemberAddResponse,
+        name: &'a str,
+        peer_urls: &'a str,
+    },
+    MemberRemove {
+        id: u64,
+        response: &'a MemberRemoveResponse,
+    },
+    MemberUpdate {
+        id: u64,
+        response: &'a MemberUpdateResponse,
+    },
+    MemberPromote {
+        id: u64,
+        response: &'a MemberPromoteResponse,
+    },
+    MoveLeader {
+        from: u64,
+        to: u64,
+        response: &'a MoveLeaderResponse,
+    },
     Status(&'a [EndpointStatus]),
     Health(&'a [EndpointHealth]),
     HashKv(&'a [EndpointHash]),
@@ -99,8 +127,17 @@ impl Report<'_> {
     /// The support matrix.
     fn is_supported_in(&self, format: Format) -> bool {
         let per_endpoint = matches!(self, Report::Status(_) | Report::Health(_) | Report::HashKv(_));
+        let changes_members = matches!(
+            self,
+            Report::MemberAdd { .. }
+                | Report::MemberRemove { .. }
+                | Report::MemberUpdate { .. }
+                | Report::MemberPromote { .. }
+                | Report::MoveLeader { .. }
+        );
         match format {
-            Format::Simple | Format::Json | Format::Fields => true,
+            Format::Simple | Format::Json => true,
+            Format::Fields => !changes_members,
             Format::Table => per_endpoint || matches!(self, Report::MemberList(_)),
             Format::Protobuf => match self {
                 Report::Lease(report) => report.is_known_to_protobuf(),

@@ -23,6 +23,11 @@ pub fn write(report: &Report<'_>, out: &mut dyn Write) -> io::Result<()> {
             WatchResponse { watch_id, cancel_reason, fragment, header, ..(*response).clone() }.encode_to_vec()
         }
         Report::MemberList(response) => response.encode_to_vec(),
+        Report::MemberAdd { response, .. } => response.encode_to_vec(),
+        Report::MemberRemove { response, .. } => response.encode_to_vec(),
+        Report::MemberUpdate { response, .. } => response.encode_to_vec(),
+        Report::MemberPromote { response, .. } => response.encode_to_vec(),
+        Report::MoveLeader { response, .. } => response.encode_to_vec(),
         // Not in the support matrix: these are lists made here, no message of the API.
         Report::Status(_) | Report::Health(_) | Report::HashKv(_) => Vec::new(),
     };

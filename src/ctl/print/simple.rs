@@ -7,11 +7,14 @@ use super::EndpointHealth;
 use super::EndpointStatus;
 use super::Report;
 use super::lease;
+use crate::ctl::go_text;
 use crate::proto::etcdserverpb::DeleteRangeResponse;
 use crate::proto::etcdserverpb::Member;
+use crate::proto::etcdserverpb::MemberAddResponse;
 use crate::proto::etcdserverpb::MemberListResponse;
 use crate::proto::etcdserverpb::PutResponse;
 use crate::proto::etcdserverpb::RangeResponse;
+use crate::proto::etcdserverpb::ResponseHeader;
 use crate::proto::etcdserverpb::TxnResponse;
 use crate::proto::etcdserverpb::response_op::Response;
 use crate::proto::mvccpb::Event;
@@ -27,6 +30,11 @@ pub fn write(report: &Report<'_>, hex: bool, out: &mut dyn Write, err: &mut dyn 
         Report::Lease(report) => lease::simple(report, out),
         Report::Watch(response) => response.events.iter().try_for_each(|of| event(of, hex, out)),
         Report::MemberList(response) => rows(&member_rows(response), out),
+        Report::MemberAdd { response, name, peer_urls } => member_added(response, name, peer_urls, out),
+        Report::MemberRemove { id, response } => member_changed(*id, "removed from", &response.header, out),
+        Report::MemberUpdate { id, response } => member_changed(*id, "updated in", &response.header, out),
+        Report::MemberPromote { id, response } => member_changed(*id, "promoted in", &response.header, out),
+        Report::MoveLeader { from, to, .. } => writeln!(out, "Leadership transferred from {from:x} to {to:x}"),
         Report::Status(list) => rows(&status_rows(list), out),
         Report::Health(list) => list.iter().try_for_each(|found| health(found, out, err)),
         Report::HashKv(list) => list.iter().try_for_each(|found| {
@@ -105,6 +113,30 @@ fn rows(rows: &[Vec<String>], out: &mut dyn Write) -> io::Result<()> {
     rows.iter().try_for_each(|row| writeln!(out, "{}", row.join(", ")))
 }
 
+/// Ids in sentences are padded to 16 letters, unlike those in lists (ctl.md 9).
+fn member_changed(id: u64, done: &str, header: &Option<ResponseHeader>, out: &mut dyn Write) -> io::Result<()> {
+    let cluster = header.as_ref().map_or(0, |header| header.cluster_id);
+    writeln!(out, "Member {id:16x} {done} cluster {cluster:16x}")
+}
+
+/// The sentence, and what the new member is to be started with.
+fn member_added(response: &MemberAddResponse, name: &str, peer_urls: &str, out: &mut dyn Write) -> io::Result<()> {
+    let added = response.member.clone().unwrap_or_default();
+    let done = if added.is_learner { "added as learner to" } else { "added to" };
+    member_changed(added.id, done, &response.header, out)?;
+    let entries = response.members.iter().flat_map(|member| {
+        let name = if member.id == added.id { name } else { &member.name };
+        member.peer_ur_ls.iter().map(move |url| format!("{name}={url}"))
+    });
+    let entries = entries.collect::<Vec<_>>().join(",");
+    let quoted = |text: &str| go_text::quote(text.as_bytes());
+    writeln!(out)?;
+    writeln!(out, "ETCD_NAME={}", quoted(name))?;
+    writeln!(out, "ETCD_INITIAL_CLUSTER={}", quoted(&entries))?;
+    writeln!(out, "ETCD_INITIAL_ADVERTISE_PEER_URLS={}", quoted(peer_urls))?;
+    writeln!(out, "ETCD_INITIAL_CLUSTER_STATE=\"existing\"")
+}
+
 /// Cells of `member list`, for this format and the table.
 pub fn member_rows(response: &MemberListResponse) -> Vec<Vec<String>> {
     let row = |member: &Member| {
@@ -177,6 +209,8 @@ mod tests {
     use super::super::Format;
     use super::super::samples;
     use super::*;
+    use crate::proto::etcdserverpb::MemberRemoveResponse;
+    use crate::proto::etcdserverpb::MoveLeaderResponse;
 
     fn check(report: Report<'_>, hex: bool, expected: &str) {
         assert_eq!(samples::printed(&report, Format::Simple, hex), expected);
@@ -207,6 +241,32 @@ mod tests {
              , , false\n",
         );
         check(Report::HashKv(&samples::hashes()), false, "127.0.0.1:12379, 3305255506, 2\n");
+    }
+
+    #[test]
+    fn changes_of_members_are_sentences() {
+        let header = samples::header(0);
+        let members = samples::members().members;
+        let added = MemberAddResponse { header, member: Some(members[1].clone()), members };
+        check(
+            Report::MemberAdd { response: &added, name: "m4", peer_urls: "http://127.0.0.1:42380" },
+            false,
+            "Member b3a845f0edf5def2 added as learner to cluster a7ef944b95711739\n\nETCD_NAME=\"m4\"\n\
+             ETCD_INITIAL_CLUSTER=\"m3=http://127.0.0.1:32380,m4=http://127.0.0.1:42380\"\n\
+             ETCD_INITIAL_ADVERTISE_PEER_URLS=\"http://127.0.0.1:42380\"\nETCD_INITIAL_CLUSTER_STATE=\"existing\"\n",
+        );
+        let response = MemberRemoveResponse { header, members: Vec::new() };
+        check(
+            Report::MemberRemove { id: 0x628170c800dbcee, response: &response },
+            false,
+            "Member  628170c800dbcee removed from cluster a7ef944b95711739\n",
+        );
+        let response = MoveLeaderResponse { header: None };
+        check(
+            Report::MoveLeader { from: 0x628170c800dbcee, to: 1, response: &response },
+            false,
+            "Leadership transferred from 628170c800dbcee to 1\n",
+        );
     }
 
     #[test]

@@ -58,12 +58,18 @@ pub fn write(report: &Report<'_>, out: &mut dyn Write) -> io::Result<()> {
         | Report::Delete(_)
         | Report::Txn(_)
         | Report::Lease(_)
-        | Report::Watch(_) => String::new(),
+        | Report::Watch(_)
+        | Report::MemberAdd { .. }
+        | Report::MemberRemove { .. }
+        | Report::MemberUpdate { .. }
+        | Report::MemberPromote { .. }
+        | Report::MoveLeader { .. } => String::new(),
     };
     out.write_all(text.as_bytes())
 }
 
-fn draw(headings: &[&str], rows: Vec<Vec<String>>) -> String {
+/// A table of these rows, with its newline.
+pub fn draw(headings: &[&str], rows: Vec<Vec<String>>) -> String {
     let header_only = rows.is_empty();
     let mut builder = Builder::new();
     builder.push_record(headings.iter().copied());

@@ -137,6 +137,17 @@ pub trait Backend: Send + Sync + 'static {
     /// Opens a stream of watches.
     fn open_watch(&self) -> Result<WatchStream, Answer>;
 
+    /// Adds a member with these peer URLs, valid and sorted: the new one, and all members afterwards, by id.
+    async fn member_add(&self, peer_urls: Vec<String>, is_learner: bool) -> Result<(Member, Vec<Member>), Answer>;
+    /// Removes a member for good: all members afterwards.
+    async fn member_remove(&self, id: MemberId) -> Result<Vec<Member>, Answer>;
+    /// Gives a member other peer URLs, valid ones: all members afterwards.
+    async fn member_update(&self, id: MemberId, peer_urls: Vec<String>) -> Result<Vec<Member>, Answer>;
+    /// Makes a learner a voter, wherever the leader is: all members afterwards.
+    async fn member_promote(&self, id: MemberId) -> Result<Vec<Member>, Answer>;
+    /// Returns when `to` leads; `NotLeader` unless this member leads.
+    async fn move_leader(&self, to: MemberId) -> Result<(), Answer>;
+
     /// Hash of the key space at a revision (server.md 3.9).
     async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer>;
     /// Hash of everything stored.

@@ -18,6 +18,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hyper::rt::Executor;
 
+use crate::server::company::Visitor;
+
 type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Where the HTTP/2 library leaves the calls that it starts. Clones are the same place.
@@ -47,12 +49,13 @@ where
 pub struct Calls {
     starts: Starts,
     running: FuturesUnordered<Call>,
+    visitor: Visitor,
 }
 
 impl Calls {
-    /// `starts` is the connection's executor.
-    pub fn new(starts: Starts) -> Calls {
-        Calls { starts, running: FuturesUnordered::new() }
+    /// `starts` is the connection's executor; the visitor tells the member of its calls.
+    pub fn new(starts: Starts, visitor: Visitor) -> Calls {
+        Calls { starts, running: FuturesUnordered::new(), visitor }
     }
 
     /// Runs the connection and its calls until the connection ends.
@@ -67,6 +70,7 @@ impl Calls {
                 if started.is_empty() {
                     return Poll::Pending;
                 }
+                self.visitor.calls(started.len(), self.running.len());
                 self.running.extend(started);
             }
         })
@@ -84,9 +88,14 @@ impl Drop for Calls {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::company::Company;
     use std::sync::atomic::AtomicUsize;
     use std::sync::atomic::Ordering;
     use tokio::sync::oneshot;
+
+    fn visitor() -> Visitor {
+        Arc::new(Company::default()).visitor()
+    }
 
     /// A connection that starts calls when told to, counts how often it is polled, and ends when its channel does.
     struct Connection {
@@ -130,7 +139,7 @@ mod tests {
         }
         let task = tokio::spawn(async move {
             let mut connection = std::pin::pin!(connection);
-            Calls::new(starts).run_with(connection.as_mut()).await;
+            Calls::new(starts, visitor()).run_with(connection.as_mut()).await;
         });
         while polls.load(Ordering::SeqCst) < 2 {
             tokio::task::yield_now().await;
@@ -166,7 +175,7 @@ mod tests {
         let last = stays(kept_to_the_end, starts.clone());
         let task = tokio::spawn(async move {
             let mut connection = std::pin::pin!(connection);
-            Calls::new(starts).run_with(connection.as_mut()).await;
+            Calls::new(starts, visitor()).run_with(connection.as_mut()).await;
         });
         answer.await.expect("the call behind the panic was run");
         // Started in the very moment in which the connection ends.

@@ -1,4 +1,6 @@
-//! The Cluster service: who the members are. Changing them is not served by this release.
+//! The Cluster service: who the members are, and changes of it.
+//!
+//! Headers carry no revision here (server.md 15, trap 34).
 
 use std::sync::Arc;
 
@@ -6,6 +8,10 @@ use tonic::Request;
 use tonic::Response;
 use tonic::Status;
 
+use crate::common::answer::Answer;
+use crate::common::ids::MemberId;
+use crate::common::urls;
+use crate::common::urls::Url;
 use crate::proto::etcdserverpb::MemberAddRequest;
 use crate::proto::etcdserverpb::MemberAddResponse;
 use crate::proto::etcdserverpb::MemberListRequest;
@@ -19,7 +25,6 @@ use crate::proto::etcdserverpb::MemberUpdateResponse;
 use crate::proto::etcdserverpb::cluster_server::Cluster;
 use crate::server::api::backend::Backend;
 use crate::server::api::header;
-use crate::server::api::not_served;
 
 /// Serves Cluster over the member behind it.
 #[derive(Clone)]
@@ -43,22 +48,48 @@ impl Cluster for ClusterService {
         Ok(Response::new(MemberListResponse { header: header::without_revision(&*self.backend), members }))
     }
 
-    async fn member_add(&self, _: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {
-        Err(not_served("MemberAdd"))
+    async fn member_add(&self, request: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {
+        let request = request.into_inner();
+        let mut peer_urls = checked_urls(&request.peer_ur_ls)?;
+        peer_urls.sort_unstable();
+        let (member, members) = self.backend.member_add(peer_urls, request.is_learner).await?;
+        let header = header::without_revision(&*self.backend);
+        Ok(Response::new(MemberAddResponse { header, member: Some(member), members }))
     }
 
-    async fn member_remove(&self, _: Request<MemberRemoveRequest>) -> Result<Response<MemberRemoveResponse>, Status> {
-        Err(not_served("MemberRemove"))
+    async fn member_remove(
+        &self,
+        request: Request<MemberRemoveRequest>,
+    ) -> Result<Response<MemberRemoveResponse>, Status> {
+        let members = self.backend.member_remove(MemberId(request.into_inner().id)).await?;
+        Ok(Response::new(MemberRemoveResponse { header: header::without_revision(&*self.backend), members }))
     }
 
-    async fn member_update(&self, _: Request<MemberUpdateRequest>) -> Result<Response<MemberUpdateResponse>, Status> {
-        Err(not_served("MemberUpdate"))
+    async fn member_update(
+        &self,
+        request: Request<MemberUpdateRequest>,
+    ) -> Result<Response<MemberUpdateResponse>, Status> {
+        let request = request.into_inner();
+        // etcd takes anything here, and what is no URL ends all other members (server.md 15, trap 54).
+        let peer_urls = checked_urls(&request.peer_ur_ls)?;
+        let members = self.backend.member_update(MemberId(request.id), peer_urls).await?;
+        Ok(Response::new(MemberUpdateResponse { header: header::without_revision(&*self.backend), members }))
     }
 
     async fn member_promote(
         &self,
-        _: Request<MemberPromoteRequest>,
+        request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        Err(not_served("MemberPromote"))
+        let members = self.backend.member_promote(MemberId(request.into_inner().id)).await?;
+        Ok(Response::new(MemberPromoteResponse { header: header::without_revision(&*self.backend), members }))
+    }
+}
+
+/// The URLs without blanks around them, in order; at least one, all of them usable.
+fn checked_urls(texts: &[String]) -> Result<Vec<String>, Answer> {
+    let urls: Result<Vec<Url>, String> = texts.iter().map(|text| Url::parse(text)).collect();
+    match urls {
+        Ok(urls) if !urls.is_empty() => Ok(urls::strings(&urls)),
+        _ => Err(Answer::BadMemberUrls),
     }
 }

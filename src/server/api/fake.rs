@@ -294,6 +294,31 @@ impl Backend for Fake {
         Err(Answer::Stopped)
     }
 
+    async fn member_add(&self, peer_ur_ls: Vec<String>, is_learner: bool) -> Result<(Member, Vec<Member>), Answer> {
+        let added = Member { id: 9, peer_ur_ls, is_learner, ..Member::default() };
+        Ok((added.clone(), self.members().into_iter().chain([added]).collect()))
+    }
+
+    async fn member_remove(&self, id: MemberId) -> Result<Vec<Member>, Answer> {
+        let members = self.members();
+        match members.iter().any(|member| member.id == id.0) {
+            true => Ok(members.into_iter().filter(|member| member.id != id.0).collect()),
+            false => Err(Answer::MemberNotFound),
+        }
+    }
+
+    async fn member_update(&self, id: MemberId, peer_ur_ls: Vec<String>) -> Result<Vec<Member>, Answer> {
+        Ok(vec![Member { id: id.0, peer_ur_ls, ..Member::default() }])
+    }
+
+    async fn member_promote(&self, _: MemberId) -> Result<Vec<Member>, Answer> {
+        Err(Answer::LearnerNotReady)
+    }
+
+    async fn move_leader(&self, to: MemberId) -> Result<(), Answer> {
+        if to == MEMBER { Ok(()) } else { Err(Answer::BadLeaderTransferee) }
+    }
+
     async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer> {
         let state = self.state();
         let hash_revision = if revision == 0 { state.revision } else { revision };

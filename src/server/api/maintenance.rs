@@ -1,4 +1,4 @@
-//! The Maintenance service: status, alarms, hashes.
+//! The Maintenance service: status, alarms, hashes, who leads.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,6 +8,7 @@ use tonic::Response;
 use tonic::Status;
 
 use crate::common::answer::Answer;
+use crate::common::ids::MemberId;
 use crate::common::version::ETCD_VERSION;
 use crate::proto::etcdserverpb::AlarmMember;
 use crate::proto::etcdserverpb::AlarmRequest;
@@ -141,8 +142,10 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(ImageStream::start(image, version)))
     }
 
-    async fn move_leader(&self, _: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
-        Err(not_served("MoveLeader"))
+    /// Header absent (server.md 0.4).
+    async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
+        self.backend.move_leader(MemberId(request.into_inner().target_id)).await?;
+        Ok(Response::new(MoveLeaderResponse { header: None }))
     }
 
     async fn downgrade(&self, _: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {

@@ -127,9 +127,8 @@ const SERVICES: [(&str, &[(&str, Kind)]); 9] = [
 ];
 
 /// Methods of etcd that this release answers with UNIMPLEMENTED: all of these services, and single ones of others.
-const LATER_SERVICES: [&str; 3] = ["etcdserverpb.Auth", "v3lockpb.Lock", "v3electionpb.Election"];
-const LATER_METHODS: [&str; 6] =
-    ["MemberAdd", "MemberRemove", "MemberUpdate", "MemberPromote", "MoveLeader", "Downgrade"];
+const LATER_SERVICES: [&str; 1] = ["etcdserverpb.Auth"];
+const LATER_METHODS: [&str; 1] = ["Downgrade"];
 
 impl Method {
     pub fn is_served(&self) -> bool {
@@ -193,7 +192,10 @@ mod tests {
         check("/etcdserverpb.Watch/Watch", Some((BidiStream, true)));
         check("/grpc.health.v1.Health/Watch", Some((ServerStream, true)));
         check("/etcdserverpb.Maintenance/Snapshot", Some((ServerStream, true)));
-        check("/etcdserverpb.Maintenance/MoveLeader", Some((Unary, false)));
+        check("/etcdserverpb.Maintenance/MoveLeader", Some((Unary, true)));
+        check("/etcdserverpb.Maintenance/Downgrade", Some((Unary, false)));
+        check("/v3lockpb.Lock/Lock", Some((Unary, true)));
+        check("/v3electionpb.Election/Observe", Some((ServerStream, true)));
         check("/etcdserverpb.KV/Nope", None);
         assert_eq!(all().count(), 51);
     }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  listener ──▶ sniff ──HTTP/2──▶ interceptors ──▶ kv · lease · watch · cluster · maintenance · health ──▶ Backend
+//!                 │                     └▶ lock · election ──▶ kv, watches and leases in process ───────────▶ Backend
 //!                 └────HTTP/1.1─▶ http ──▶ /health /livez /readyz /version /metrics /debug/vars
 //! ```
 //!
@@ -13,16 +14,19 @@ pub mod body;
 pub mod calls;
 pub mod check;
 pub mod cluster;
+pub mod election;
 pub mod ending;
 pub mod header;
 pub mod health_service;
 pub mod http;
 pub mod http_health;
 pub mod image_stream;
+pub mod in_process;
 pub mod interceptors;
 pub mod kv;
 pub mod lease;
 pub mod listener;
+pub mod lock;
 pub mod maintenance;
 pub mod methods;
 pub mod metrics;

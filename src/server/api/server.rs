@@ -42,6 +42,7 @@ use crate::server::api::socket::Protocol;
 use crate::server::api::socket::Socket;
 use crate::server::api::socket::Stream;
 use crate::server::api::unsent::Unsent;
+use crate::server::company::Company;
 use crate::server::handshakes::farewell;
 use crate::server::metrics::fd_limit;
 
@@ -79,6 +80,8 @@ pub struct ServeOptions {
     pub connections_max: usize,
     /// `--metrics extensive`: a histogram for each method.
     pub extensive_metrics: bool,
+    /// Where connections say that calls came.
+    pub company: Arc<Company>,
 }
 
 /// What a listener answers.
@@ -240,6 +243,7 @@ impl ApiServer {
         mut stop: watch::Receiver<bool>,
     ) -> Result<(), hyper::Error> {
         let starts = Starts::default();
+        let company = self.options.company.clone();
         let mut builder = http2::Builder::new(starts.clone());
         builder
             .timer(TokioTimer::new())
@@ -264,7 +268,7 @@ impl ApiServer {
             })
         });
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(socket), service));
-        let mut calls = Calls::new(starts);
+        let mut calls = Calls::new(starts, company.visitor());
         tokio::select! {
             ended = calls.run_with(connection.as_mut()) => return ended,
             () = stopped(&mut stop) => connection.as_mut().graceful_shutdown(),

@@ -15,12 +15,17 @@ use crate::proto::etcdserverpb::kv_server::KvServer;
 use crate::proto::etcdserverpb::lease_server::LeaseServer;
 use crate::proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::proto::health::health_server::HealthServer;
+use crate::proto::v3electionpb::election_server::ElectionServer;
+use crate::proto::v3lockpb::lock_server::LockServer;
 use crate::server::api::MESSAGE_OVERHEAD_BYTES;
 use crate::server::api::backend::Backend;
 use crate::server::api::cluster::ClusterService;
+use crate::server::api::election::ElectionService;
 use crate::server::api::health_service::HealthService;
+use crate::server::api::in_process::InProcess;
 use crate::server::api::kv::KvService;
 use crate::server::api::lease::LeaseService;
+use crate::server::api::lock::LockService;
 use crate::server::api::maintenance::MaintenanceService;
 use crate::server::api::methods::Method;
 use crate::server::api::metrics::RequestMetrics;
@@ -40,6 +45,8 @@ pub struct Services {
     lease: LeaseServer<LeaseService>,
     cluster: ClusterServer<ClusterService>,
     maintenance: MaintenanceServer<MaintenanceService>,
+    lock: LockServer<LockService>,
+    election: ElectionServer<ElectionService>,
     health: HealthServer<HealthService>,
     backend: Arc<dyn Backend>,
 }
@@ -51,12 +58,15 @@ impl Services {
         let maintenance = MaintenanceService::new(backend.clone(), metrics.clone());
         let lease = LeaseService::new(backend.clone(), metrics.clone());
         let kv = KvService::new(backend.clone(), metrics);
+        let in_process = InProcess::new(kv.clone(), backend.clone());
         Services {
             plain_kv: kv.clone(),
             kv: KvServer::new(kv).max_decoding_message_size(bytes_max).max_encoding_message_size(usize::MAX),
             lease: LeaseServer::new(lease).max_decoding_message_size(bytes_max).max_encoding_message_size(usize::MAX),
             cluster: ClusterServer::new(ClusterService::new(backend.clone())).max_decoding_message_size(bytes_max),
             maintenance: MaintenanceServer::new(maintenance).max_decoding_message_size(bytes_max),
+            lock: LockServer::new(LockService::new(in_process.clone())).max_decoding_message_size(bytes_max),
+            election: ElectionServer::new(ElectionService::new(in_process)).max_decoding_message_size(bytes_max),
             health: HealthServer::new(HealthService).max_decoding_message_size(bytes_max),
             backend,
         }
@@ -108,6 +118,8 @@ impl Services {
             "etcdserverpb.Watch" => Ok(watch::serve(&self.backend, request)),
             "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
             "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
+            "v3lockpb.Lock" => self.lock.clone().call(request).await,
+            "v3electionpb.Election" => self.election.clone().call(request).await,
             "grpc.health.v1.Health" => self.health.clone().call(request).await,
             _ => Ok(not_served(method.name).into_http()),
         };

@@ -16,6 +16,13 @@ use tonic::transport::Channel;
 
 use crate::common::answer::Answer;
 use crate::common::urls::Url;
+use crate::proto::etcdserverpb::DowngradeRequest;
+use crate::proto::etcdserverpb::MemberAddRequest;
+use crate::proto::etcdserverpb::MemberPromoteRequest;
+use crate::proto::etcdserverpb::MemberRemoveRequest;
+use crate::proto::etcdserverpb::MemberUpdateRequest;
+use crate::proto::etcdserverpb::MoveLeaderRequest;
+use crate::proto::etcdserverpb::auth_client::AuthClient;
 use crate::proto::etcdserverpb::cluster_client::ClusterClient;
 use crate::proto::etcdserverpb::kv_client::KvClient;
 use crate::proto::etcdserverpb::lease_client::LeaseClient;
@@ -23,8 +30,6 @@ use crate::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use crate::proto::etcdserverpb::*;
 use crate::proto::health::HealthCheckRequest;
 use crate::proto::health::health_client::HealthClient;
-use crate::proto::v3lockpb::UnlockRequest;
-use crate::proto::v3lockpb::lock_client::LockClient;
 use crate::server::api::fake::CLUSTER;
 use crate::server::api::fake::Fake;
 use crate::server::api::fake::MEMBER;
@@ -49,6 +54,7 @@ struct Port {
 
 fn options() -> ServeOptions {
     ServeOptions {
+        company: Arc::default(),
         access: Access::default(),
         streams_max: 100,
         keepalive_interval: None,
@@ -315,15 +321,49 @@ async fn methods_of_later_releases_are_unimplemented() {
     let port = Port::start().await;
     let channel = port.channel().await;
     let mut codes = Vec::new();
-    codes.push(LockClient::new(channel.clone()).unlock(UnlockRequest::default()).await.err());
-    codes.push(ClusterClient::new(channel.clone()).member_add(MemberAddRequest::default()).await.err());
+    codes.push(MaintenanceClient::new(channel.clone()).downgrade(DowngradeRequest::default()).await.err());
+    codes.push(AuthClient::new(channel.clone()).user_list(AuthUserListRequest::default()).await.err());
     for status in codes {
         assert_eq!(status.map(|status| status.code()), Some(Code::Unimplemented));
     }
     assert!(port.metrics().contains(
-        "grpc_server_handled_total{grpc_code=\"Unimplemented\",grpc_method=\"Unlock\",grpc_service=\"v3lockpb.Lock\",\
+        "grpc_server_handled_total{grpc_code=\"Unimplemented\",grpc_method=\"UserList\",grpc_service=\"etcdserverpb.Auth\",\
          grpc_type=\"unary\"} 1"
     ));
+}
+
+#[tokio::test]
+async fn members_are_changed_by_usable_urls_only_and_answers_carry_no_revision() {
+    let port = Port::start().await;
+    let mut cluster = ClusterClient::new(port.channel().await);
+    let urls = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<String>>();
+    for wrong in [&[][..], &["bogus"], &["http://h:1", "http://h:2/"], &["http://h"], &[""]] {
+        let add = MemberAddRequest { peer_ur_ls: urls(wrong), is_learner: false };
+        let update = MemberUpdateRequest { id: 1, peer_ur_ls: urls(wrong) };
+        for refused in [cluster.member_add(add).await.err(), cluster.member_update(update).await.err()] {
+            let refused = refused.map(|status| (status.code(), status.message().to_owned()));
+            let expected = (Code::InvalidArgument, "etcdserver: given member URLs are invalid".to_owned());
+            assert_eq!(refused, Some(expected), "{wrong:?}");
+        }
+    }
+    let add = MemberAddRequest { peer_ur_ls: urls(&[" http://h:2 ", "http://h:1"]), is_learner: true };
+    let added = cluster.member_add(add).await.expect("valid").into_inner();
+    let member = added.member.expect("the new one");
+    assert_eq!((member.peer_ur_ls, member.is_learner), (urls(&["http://h:1", "http://h:2"]), true));
+    let header = added.header.expect("a header");
+    assert_eq!((header.revision, header.raft_term), (0, 2));
+    assert_eq!(added.members.len(), 2);
+    // An update keeps the order: etcd does not sort here.
+    let update = MemberUpdateRequest { id: 9, peer_ur_ls: urls(&["http://h:2", "http://h:1"]) };
+    let updated = cluster.member_update(update).await.expect("valid").into_inner();
+    assert_eq!(updated.members[0].peer_ur_ls, urls(&["http://h:2", "http://h:1"]));
+    let gone = cluster.member_remove(MemberRemoveRequest { id: 77 }).await.expect_err("nobody");
+    assert_eq!((gone.code(), gone.message()), (Code::NotFound, "etcdserver: member not found"));
+    let early = cluster.member_promote(MemberPromoteRequest { id: 9 }).await.expect_err("the fake says so");
+    assert_eq!(early.code(), Code::FailedPrecondition);
+    let mut maintenance = MaintenanceClient::new(port.channel().await);
+    let moved = maintenance.move_leader(MoveLeaderRequest { target_id: 77 }).await.expect_err("nobody");
+    assert_eq!((moved.code(), moved.message()), (Code::FailedPrecondition, "etcdserver: bad leader transferee"));
 }
 
 #[tokio::test]

@@ -172,9 +172,11 @@ impl Thread {
         self.publish(&effects);
         let listener = self.queue.listener();
         listener.applied(self.machine.applied().index);
+        // Before the answers: whoever is told that a change of the membership is done may ask for the next one at once, and
+        // raft refuses that while it does not know (etcd 15528).
+        self.report(effects);
         listener.answered(outcomes);
         self.queue.applied_bytes(bytes);
-        self.report(effects);
         self.parts.raft.applied(self.machine.applied().index);
         self.tell_events(first_revision);
         self.flush();

@@ -137,11 +137,12 @@ pub fn join_record(header: Header, value: Bytes) -> Result<Record, String> {
     let kv = KeyValue {
         key: header.key,
         create_revision: header.create_revision,
-        mod_revision: mod_revision(revision, header.tombstone),
+        mod_revision: 0,
         version: header.version,
         value,
         lease: header.lease,
     };
+    let kv = KeyValue { mod_revision: mod_revision(revision, header.tombstone, &kv.key), ..kv };
     let record = Record { revision, tombstone: header.tombstone, kv };
     if record.crc() != header.crc {
         return Err(format!("revision {revision} fails its checksum"));
@@ -149,9 +150,10 @@ pub fn join_record(header: Header, value: Bytes) -> Result<Record, String> {
     Ok(record)
 }
 
-/// What `mod_revision` of a stored pair is: not kept in the header because the revision says it.
-pub fn mod_revision(revision: Revision, tombstone: bool) -> i64 {
-    if tombstone { 0 } else { revision.main }
+/// What `mod_revision` of a stored pair is: not kept in the header because the revision says it. A pair without a key is
+/// the empty one with which `snapshot restore --bump-revision` moves the revision on; no put makes one.
+pub fn mod_revision(revision: Revision, tombstone: bool, key: &[u8]) -> i64 {
+    if tombstone || key.is_empty() { 0 } else { revision.main }
 }
 
 fn header_crc(revision: Revision, fixed: &[u8], key: &[u8]) -> u32 {

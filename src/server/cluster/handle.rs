@@ -105,7 +105,7 @@ mod tests {
         let reader = handle.clone();
         assert_eq!(reader.local(), None);
         let mut membership = Membership::new(1);
-        for id in [7, 3] {
+        for id in [7, 3, 5] {
             let member =
                 Member { id: MemberId(id), is_learner: id == 7, peer_urls: vec![id.to_string()], ..Member::default() };
             membership.change(Change::Add(member)).expect("a fresh member");
@@ -114,8 +114,8 @@ mod tests {
         handle.publish(&membership);
         assert!(reader.is_learner());
         assert!(reader.is_removed(MemberId(3)));
-        assert_eq!(reader.members().len(), 1);
-        assert_eq!(reader.voters(), Vec::new());
+        assert_eq!(reader.members().len(), 2);
+        assert_eq!(reader.voters(), [MemberId(5)]);
         assert_eq!(reader.member(MemberId(3)), None);
     }
 }

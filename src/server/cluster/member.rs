@@ -23,6 +23,18 @@ pub struct ChangeContext {
     pub is_promote: bool,
 }
 
+/// Reads a JSON array of members, as peers send it. `None` if it is not of this shape.
+pub fn members_from_json(text: &str) -> Option<Vec<Member>> {
+    let wires: Vec<Wire> = serde_json::from_str(text).ok()?;
+    Some(wires.into_iter().map(Wire::member).collect())
+}
+
+/// The same, written.
+pub fn members_to_json(members: &[Member]) -> String {
+    let members: Vec<String> = members.iter().map(Member::to_json).collect();
+    format!("[{}]", members.join(","))
+}
+
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Wire {
@@ -36,6 +48,18 @@ struct Wire {
     client_urls: Option<Vec<String>>,
     #[serde(rename = "isPromote")]
     is_promote: Option<bool>,
+}
+
+impl Wire {
+    fn member(self) -> Member {
+        Member {
+            id: MemberId(self.id),
+            name: self.name.unwrap_or_default(),
+            peer_urls: self.peer_urls.unwrap_or_default(),
+            client_urls: self.client_urls.unwrap_or_default(),
+            is_learner: self.is_learner.unwrap_or_default(),
+        }
+    }
 }
 
 impl Member {
@@ -74,14 +98,8 @@ impl ChangeContext {
     /// Reads the context of a configuration change. `None` if it is not JSON of this shape.
     pub fn from_json(bytes: &[u8]) -> Option<ChangeContext> {
         let wire: Wire = serde_json::from_slice(bytes).ok()?;
-        let member = Member {
-            id: MemberId(wire.id),
-            name: wire.name.unwrap_or_default(),
-            peer_urls: wire.peer_urls.unwrap_or_default(),
-            client_urls: wire.client_urls.unwrap_or_default(),
-            is_learner: wire.is_learner.unwrap_or_default(),
-        };
-        Some(ChangeContext { member, is_promote: wire.is_promote.unwrap_or_default() })
+        let is_promote = wire.is_promote.unwrap_or_default();
+        Some(ChangeContext { member: wire.member(), is_promote })
     }
 
     /// The context as etcd writes it: a promotion has null addresses.
@@ -137,6 +155,14 @@ mod tests {
             member(u64::MAX, "m1", &["http://c:1", "http://c:2"], true),
             r#"{"id":18446744073709551615,"peerURLs":["http://127.0.0.1:1"],"isLearner":true,"name":"m1","clientURLs":["http://c:1","http://c:2"]}"#,
         );
+    }
+
+    #[test]
+    fn lists_of_members_are_written_and_read() {
+        let members = vec![member(7, "m1", &["http://c:1"], false), member(9, "", &[], true)];
+        let json = members_to_json(&members);
+        assert_eq!(members_from_json(&json), Some(members));
+        assert_eq!((members_to_json(&[]).as_str(), members_from_json("{}")), ("[]", None));
     }
 
     #[test]

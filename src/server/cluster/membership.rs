@@ -22,7 +22,7 @@ use crate::server::cluster::member::Member;
 /// A change of a bucket: `None` deletes.
 type Pair = (Bucket, Bytes, Option<Bytes>);
 
-const CLUSTER_VERSION_KEY: &[u8] = b"clusterVersion";
+pub const CLUSTER_VERSION_KEY: &[u8] = b"clusterVersion";
 const DOWNGRADE_KEY: &[u8] = b"downgrade";
 const REMOVED_VALUE: &[u8] = b"removed";
 
@@ -115,6 +115,8 @@ impl Membership {
             }
             _ if known.is_none() => Err(Answer::MemberNotFound),
             Change::Promote(_) if known.is_some_and(|member| !member.is_learner) => Err(Answer::MemberNotLearner),
+            // Nobody would be left to decide anything; etcd's members end by a panic here.
+            Change::Remove(_) if self.is_last_voter(id) => Err(Answer::NotEnoughStartedMembers),
             Change::Promote(_) | Change::Remove(_) => Ok(()),
             Change::Update(_, urls) => self.check_urls_free(id, urls),
         }
@@ -218,6 +220,11 @@ impl Membership {
             buckets.insert((Bucket::Cluster, Bytes::from_static(DOWNGRADE_KEY)), value);
         }
         buckets
+    }
+
+    fn is_last_voter(&self, id: MemberId) -> bool {
+        let mut voters = self.members.values().filter(|member| !member.is_learner);
+        voters.next().is_some_and(|voter| voter.id == id) && voters.next().is_none()
     }
 
     fn check_urls_free(&self, except: MemberId, urls: &[String]) -> Result<(), Answer> {
@@ -335,6 +342,15 @@ mod tests {
         check(Change::Update(MemberId(1), urls(8)), Ok(()));
         check(Change::Update(MemberId(1), urls(2)), Err(Answer::PeerUrlExists));
         check(Change::Update(MemberId(5), urls(8)), Err(Answer::MemberNotFound));
+    }
+
+    #[test]
+    fn the_last_voter_stays() {
+        let mut cluster = cluster();
+        cluster.change(Change::Remove(MemberId(1))).expect("one of two voters");
+        assert_eq!(cluster.change(Change::Remove(MemberId(2))), Err(Answer::NotEnoughStartedMembers));
+        cluster.change(Change::Promote(MemberId(3))).expect("a learner");
+        cluster.change(Change::Remove(MemberId(2))).expect("one of two voters");
     }
 
     /// B47, etcd PR 21736: a new address for a learner made it a voter, without anybody asking whether it had caught

@@ -269,7 +269,13 @@ const FEATURES: [Flag; 7] = [
 ];
 
 const UNSAFE: [Flag; 4] = [
-    flag("force-new-cluster", Bool, "false", Later, "Make this member a cluster of its own."),
+    flag(
+        "force-new-cluster",
+        Bool,
+        "false",
+        Served,
+        "Go on alone with this member's data, for when the quorum is lost.",
+    ),
     flag(
         "unsafe-no-fsync",
         Bool,

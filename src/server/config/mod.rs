@@ -91,6 +91,8 @@ pub struct Config {
     pub initial_election_tick_advance: bool,
     pub pre_vote: bool,
     pub strict_reconfig_check: bool,
+    /// Go on alone, without the members that are lost for good. Only with data of an earlier start.
+    pub force_new_cluster: bool,
     pub max_learners: usize,
     pub raft_read_timeout: Duration,
     pub raft_write_timeout: Duration,

@@ -187,7 +187,6 @@ fn flags_that_are_not_served_are_refused_by_name() {
     };
     check(&["--discovery-srv", "x"], "--discovery-srv");
     check(&["--config-file", "x"], "--config-file");
-    check(&["--force-new-cluster=1"], "--force-new-cluster");
     check(&["--downgrade-check-time", "1h"], "--downgrade-check-time");
     check(&["--feature-gates", "PriorityRequest=true"], "PriorityRequest");
     // What says how it is anyhow is taken.
@@ -248,6 +247,7 @@ fn legacy_flags_are_taken_and_warned_about() {
 #[test]
 fn quirks_of_etcd_that_start_normally() {
     etcd(&["--max-learners", "0"]).expect("valid");
+    assert!(etcd(&["--force-new-cluster"]).expect("valid").force_new_cluster);
     etcd(&["--metrics", "x"]).expect("valid");
     let config = etcd(&["--auto-compaction-mode", "revision", "--auto-compaction-retention", "1h"]).expect("valid");
     assert_eq!(config.auto_compaction, Some(AutoCompaction::Revision(3_600_000_000_000)));

@@ -79,6 +79,7 @@ pub(super) fn config(mut typed: Typed) -> Result<Config, Exit> {
         initial_election_tick_advance: typed.boolean("initial-election-tick-advance"),
         pre_vote: typed.boolean("pre-vote"),
         strict_reconfig_check: typed.boolean("strict-reconfig-check"),
+        force_new_cluster: typed.boolean("force-new-cluster"),
         max_learners: usize::try_from(typed.signed("max-learners")).unwrap_or(0),
         raft_read_timeout: typed.duration("raft-read-timeout").max(RAFT_TIMEOUT_MIN),
         raft_write_timeout: typed.duration("raft-write-timeout").max(RAFT_TIMEOUT_MIN),

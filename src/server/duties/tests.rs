@@ -99,10 +99,6 @@ impl RaftPort for World {
     fn lone_leader(&self) -> bool {
         true
     }
-
-    fn steady_for(&self) -> Duration {
-        Duration::MAX
-    }
 }
 
 impl RaftReports for World {
@@ -196,6 +192,7 @@ fn bench(members: u64, quota: i64) -> Bench {
     let thread = thread::start(machine, queue.clone(), parts).expect("a thread");
     let ids = Arc::new(RequestIds::new(MemberId(1), 0));
     let proposer = Proposer::new(ProposerParts {
+        company: Arc::default(),
         limits: ProposeLimits { request_bytes_max: 1 << 20, request_timeout: LONG, election_timeout: LONG },
         ids: ids.clone(),
         raft: world.clone(),

@@ -91,10 +91,13 @@ fn row_of(header: Header, previous: Option<Revision>) -> Result<Row, Failure> {
     let mark = if header.tombstone {
         Mark::tombstone(revision, header.hashed_bytes)
     } else {
-        if !(1..=NUMBER_MAX).contains(&header.version) || !(0..=revision.main).contains(&header.create_revision) {
+        // The empty record of a revision that was bumped has no key and version 0. It is kept as etcd keeps it: HashKV
+        // counts it, and no range reaches a key that is empty.
+        let version = if header.key.is_empty() && header.version == 0 { 1 } else { header.version };
+        if !(1..=NUMBER_MAX).contains(&version) || !(0..=revision.main).contains(&header.create_revision) {
             return bad("has an impossible version or create revision");
         }
-        Mark::put(revision, header.create_revision, header.version, header.lease != 0, header.hashed_bytes)
+        Mark::put(revision, header.create_revision, version, header.lease != 0, header.hashed_bytes)
     };
     Ok(Row { key: header.key, mark, lease: header.lease })
 }

@@ -31,7 +31,7 @@ const REQUEST_BYTES_MAX: usize = 64 << 10;
 const LEASE_NOT_FOUND: &str = "lease not found";
 const LEASE_TIMEOUT: &str = "waiting for node to catch up its applied index has timed out";
 const MEMBER_NOT_FOUND: &str = "membership: ID not found";
-const MEMBER_NOT_LEARNER: &str = "membership: can only promote a learner member";
+pub(super) const MEMBER_NOT_LEARNER: &str = "membership: can only promote a learner member";
 
 /// What peers send to `/members/hashkv`.
 #[derive(Debug, Default, Deserialize, Serialize)]

@@ -10,9 +10,12 @@ use http::Response;
 use http::StatusCode;
 use tokio::time::timeout;
 
+use crate::common::answer::Answer;
 use crate::common::ids::ClusterId;
+use crate::common::ids::MemberId;
 use crate::server::peer::dialer::Dialer;
 use crate::server::peer::fact_routes::HashKvAsk;
+use crate::server::peer::fact_routes::MEMBER_NOT_LEARNER;
 use crate::server::peer::fact_routes::PeerHash;
 use crate::server::peer::headers;
 use crate::server::peer::http_client::Connection;
@@ -87,12 +90,41 @@ pub async fn fetch_hash_kv(
         .map_err(|error| FetchError::Malformed { url: url.to_owned(), detail: error.to_string() })
 }
 
+/// `POST /members/promote/<id>` to a leader: the JSON array of all members afterwards, or what the leader says for good.
+/// Any other refusal may pass when it is asked again (server.md 6.2).
+pub async fn ask_promotion(
+    dialer: &Dialer,
+    url: &str,
+    id: MemberId,
+    limit: Duration,
+) -> Result<Result<String, Answer>, FetchError> {
+    let path = format!("/members/promote/{}", id.0);
+    let refused = match ask(dialer, url, Method::POST, &path, HeaderMap::new(), Bytes::new(), limit).await {
+        Ok(answer) => {
+            let json = String::from_utf8(answer.into_body().into());
+            return json
+                .map(Ok)
+                .map_err(|_| FetchError::Malformed { url: url.to_owned(), detail: "not UTF-8".to_owned() });
+        }
+        Err(refused) => refused,
+    };
+    let FetchError::Refused { status, text, .. } = &refused else { return Err(refused) };
+    match *status {
+        StatusCode::NOT_FOUND => Ok(Err(Answer::MemberNotFound)),
+        StatusCode::PRECONDITION_FAILED if text.contains(&Answer::LearnerNotReady.to_string()) => {
+            Ok(Err(Answer::LearnerNotReady))
+        }
+        StatusCode::PRECONDITION_FAILED if text.contains(MEMBER_NOT_LEARNER) => Ok(Err(Answer::MemberNotLearner)),
+        _ => Err(refused),
+    }
+}
+
 /// One request over a connection of its own, connecting included in `limit`.
 async fn ask(
     dialer: &Dialer,
     url: &str,
     method: Method,
-    path: &'static str,
+    path: &str,
     headers: HeaderMap,
     body: Bytes,
     limit: Duration,
@@ -100,7 +132,7 @@ async fn ask(
     let peer_url = PeerUrl::parse(url)?;
     let mut request = Request::new(full(body));
     *request.method_mut() = method;
-    *request.uri_mut() = http::Uri::from_static(path);
+    *request.uri_mut() = path.parse().expect("paths are made of constants and numbers");
     *request.headers_mut() = headers;
     let exchange = async { Connection::open(dialer, &peer_url).await?.exchange(request, limit).await };
     let answer = timeout(limit, exchange).await.unwrap_or_else(|_| Err(RequestError::Timeout(url.to_owned())))?;

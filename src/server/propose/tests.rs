@@ -82,10 +82,6 @@ impl RaftPort for FakeRaft {
     fn lone_leader(&self) -> bool {
         false
     }
-
-    fn steady_for(&self) -> Duration {
-        Duration::MAX
-    }
 }
 
 struct Connected(BTreeMap<MemberId, Instant>);
@@ -127,6 +123,7 @@ fn bench(plans: &[Plan], quota: i64, connected: &[u64]) -> Bench {
     let started = Instant::now();
     let connected = connected.iter().map(|id| (MemberId(*id), started)).collect();
     let proposer = Proposer::new(ProposerParts {
+        company: Arc::default(),
         limits: ProposeLimits {
             request_bytes_max: 100,
             request_timeout: if ends_in_timeout { RT } else { Duration::from_secs(60) },

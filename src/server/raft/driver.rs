@@ -4,9 +4,16 @@
 //! are on disk; snapshot record, entries and hard state are written with one fdatasync, however many proposals they
 //! carry; then everything that promised durability leaves. The thread waits for its log and for nothing else. Its first
 //! error is its last: it stops, and the process ends (reliability.md 3.3, 9).
+//!
+//! While a lone voter's thread sleeps, a proposal that comes alone is done by whoever brings it (`RaftHandle::propose_here`):
+//! the same rounds on the same driver, which the mailbox lends to one at a time. Ticks, the stop and everything else stay
+//! the thread's; so does the end: an error or panic in a borrower's hands is handed to the thread, which ends of it. A
+//! disk that hangs under a borrower keeps the driver from the thread's next tick, as one that hangs under the thread does.
 
+use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -16,12 +23,12 @@ use std::time::Instant;
 
 use super::config::RaftConfig;
 use super::config::Start;
-use super::handle::Pulse;
 use super::handle::RaftHandle;
 use super::handle::Shared;
 use super::input::Effect;
 use super::input::Input;
 use super::log_store::LogStore;
+use super::mailbox::Rest;
 use super::mailbox::Waiting;
 use super::metrics::RaftMetrics;
 use super::node::Node;
@@ -43,6 +50,11 @@ const SNAPSHOT_RECORD_BYTES: u64 = 32 << 20;
 /// Ticks that the first election timeout keeps when the others are skipped at start: time for a leader's heartbeat.
 const FIRST_TICKS: usize = 2;
 
+/// A save that takes longer is worth a wake-up or two, and nobody but the raft thread should wait for it.
+const QUICK_SAVE: Duration = Duration::from_millis(5);
+/// So many quick saves in a row before the driver is lent again.
+const QUICK_SAVES: u32 = 4;
+
 /// Ends the process because a thread panicked: its name and the panic's text.
 pub type EndProcess = Arc<dyn Fn(&'static str, &str) + Send + Sync>;
 
@@ -59,7 +71,7 @@ pub struct Parts {
 pub fn start(config: &RaftConfig, start: Start, parts: Parts) -> Result<RaftHandle, Failure> {
     let state = parts.state.clone();
     let end_process = parts.end_process.clone();
-    let driver = Driver::new(config, start, parts)?;
+    let driver = Box::new(Driver::new(config, start, parts)?);
     let shared = driver.shared.clone();
     let of_thread = shared.clone();
     let thread = thread::Builder::new()
@@ -70,7 +82,7 @@ pub fn start(config: &RaftConfig, start: Start, parts: Parts) -> Result<RaftHand
 }
 
 /// Runs the thread to its end, whichever it is.
-fn guarded(driver: Driver, shared: &Shared, state: &dyn StateMachine, end_process: &EndProcess) {
+fn guarded(driver: Box<Driver>, shared: &Shared, state: &dyn StateMachine, end_process: &EndProcess) {
     let end = catch_unwind(AssertUnwindSafe(|| driver.run()));
     shared.lone_leader.store(false, Ordering::SeqCst);
     shared.stopped.store(true, Ordering::Relaxed);
@@ -87,6 +99,9 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&'static str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a text")
 }
+
+/// Bytes of a proposal that may be done by whoever brings it.
+pub(super) const LENT_BYTES_MAX: usize = 64 << 10;
 
 /// Why the work is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +128,16 @@ pub struct Driver {
     /// that restart often must come to release their logs, too.
     recorded_index: u64,
     bytes_since_record: u64,
+    /// The last saves in a row that were quick.
+    quick_saves: u32,
+    /// How the work ended in a borrower's hands: an end, an error, or a panic.
+    ended: Option<thread::Result<Result<Option<End>, Failure>>>,
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver").field("id", &self.id).field("shown", &self.shown).finish_non_exhaustive()
+    }
 }
 
 impl Driver {
@@ -138,6 +163,8 @@ impl Driver {
             checkpoint_index,
             recorded_index,
             bytes_since_record: 0,
+            quick_saves: 0,
+            ended: None,
         })
     }
 
@@ -146,14 +173,43 @@ impl Driver {
         RaftHandle::new(self.shared.clone(), None)
     }
 
-    fn run(mut self) -> Result<End, Failure> {
-        self.begin()?;
+    fn run(self: Box<Driver>) -> Result<End, Failure> {
+        let shared = self.shared.clone();
+        let mut driver = self;
+        driver.begin()?;
         loop {
-            let waiting = self.shared.mailbox.take(self.next_tick, self.node.awaits_applied());
-            let due = self.tick_is_due();
-            if let Some(end) = self.work(waiting, due)? {
+            let (rest, deadline) = (driver.rest(), driver.next_tick);
+            let waiting;
+            (driver, waiting) = shared.mailbox.sleep(driver, rest, deadline);
+            if let Some(ended) = driver.ended.take() {
+                if let Some(end) = ended.unwrap_or_else(|panic| resume_unwind(panic))? {
+                    return Ok(end);
+                }
+            }
+            let due = driver.tick_is_due();
+            if let Some(end) = driver.work(waiting, due)? {
                 return Ok(end);
             }
+        }
+    }
+
+    /// How the driver is left between two turns.
+    pub(super) fn rest(&self) -> Rest {
+        Rest {
+            awaits_applied: self.node.awaits_applied(),
+            // With other voters the proposer would wait for them anyway.
+            lendable: self.shown.lone_leader
+                && self.quick_saves >= QUICK_SAVES
+                && self.parts.log.only_appends(LENT_BYTES_MAX),
+            wanted: self.ended.is_some(),
+        }
+    }
+
+    /// A turn of somebody who has borrowed the driver. However it ends, the thread learns of it.
+    pub(super) fn work_lent(&mut self, waiting: Waiting) {
+        match catch_unwind(AssertUnwindSafe(|| self.work(waiting, false))) {
+            Ok(Ok(None)) => {}
+            ended => self.ended = Some(ended),
         }
     }
 
@@ -180,7 +236,6 @@ impl Driver {
         let checkpoints = std::mem::take(&mut waiting.checkpoints);
         self.step_all(waiting)?;
         if due {
-            self.beat();
             self.step(Input::Tick)?;
         }
         self.rounds()?;
@@ -263,12 +318,6 @@ impl Driver {
         true
     }
 
-    fn beat(&self) {
-        let now = Instant::now();
-        let mut pulse = self.shared.pulse.lock().unwrap_or_else(PoisonError::into_inner);
-        *pulse = Some(pulse.map_or(Pulse::new(self.tick, now), |pulse| pulse.beat(now)));
-    }
-
     /// Does rounds until nothing waits.
     pub fn rounds(&mut self) -> Result<(), Failure> {
         while self.node.has_ready() {
@@ -292,7 +341,9 @@ impl Driver {
         }
         if round.hard_state.is_some() || round.must_sync {
             self.bytes_since_record += round.entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
+            let started = Instant::now();
             self.parts.log.save(round.hard_state.as_ref(), &round.entries, round.must_sync)?;
+            self.quick_saves = if started.elapsed() <= QUICK_SAVE { self.quick_saves.saturating_add(1) } else { 0 };
         }
         if let Some(snapshot) = round.snapshot {
             self.parts.state.install(snapshot);

@@ -9,13 +9,13 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::thread::JoinHandle;
-use std::time::Duration;
-use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::config::UNAPPLIED_BYTES_MAX;
 use super::config::UNAPPLIED_ENTRIES_MAX;
+use super::driver::Driver;
+use super::driver::LENT_BYTES_MAX;
 use super::input::Proposal;
 use super::mailbox::Mailbox;
 use super::state_machine::Inbox;
@@ -37,38 +37,10 @@ pub enum Busy {
     Stopped,
 }
 
-/// Ticks that may be missed before the thread counts as having stood still (server.md 5).
-const MISSED_TICKS_MAX: u32 = 3;
-
-/// When the raft thread ticked.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pulse {
-    tick: Duration,
-    last: Instant,
-    /// Since then no tick came late.
-    since: Instant,
-}
-
-impl Pulse {
-    pub fn new(tick: Duration, now: Instant) -> Pulse {
-        Pulse { tick, last: now, since: now }
-    }
-
-    pub fn beat(self, now: Instant) -> Pulse {
-        let late = now.saturating_duration_since(self.last) > self.tick * MISSED_TICKS_MAX;
-        Pulse { last: now, since: if late { now } else { self.since }, ..self }
-    }
-
-    fn steady_for(self, now: Instant) -> Duration {
-        // Compared as if it beat now: a tick that is overdue is a break already.
-        now.saturating_duration_since(self.beat(now).since)
-    }
-}
-
 /// What the raft thread shows and takes.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    pub mailbox: Mailbox,
+    pub mailbox: Mailbox<Box<Driver>>,
     pub status: Mutex<RaftStatus>,
     pub matches: Mutex<BTreeMap<MemberId, u64>>,
     /// Cleared before any message under a larger configuration, or of a lost leadership, leaves.
@@ -78,8 +50,6 @@ pub(super) struct Shared {
     pub applied_index: AtomicU64,
     pub unapplied_bytes: AtomicU64,
     pub peer_messages_dropped: AtomicU64,
-    /// `None` before the first tick.
-    pub pulse: Mutex<Option<Pulse>>,
 }
 
 /// A handle on the raft thread. All clones speak to the same one; the thread lives until `stop`.
@@ -101,19 +71,29 @@ impl RaftHandle {
         self.taken(self.shared.mailbox.propose(Proposal { request_id, data }))
     }
 
+    /// The same, by a caller who believes to be the only one and may wait for the disk: if the raft thread has nothing to
+    /// do and this member is the only voter, the entry is in the log, committed and given to apply when this returns.
+    pub fn propose_here(&self, request_id: u64, data: Bytes) -> Result<(), Busy> {
+        if data.len() > LENT_BYTES_MAX {
+            return self.propose(request_id, data);
+        }
+        self.admit()?;
+        let Some((mut driver, mut waiting)) = self.shared.mailbox.borrow() else {
+            return self.taken(self.shared.mailbox.propose(Proposal { request_id, data }));
+        };
+        waiting.proposals.push(Proposal { request_id, data });
+        driver.work_lent(waiting);
+        let rest = driver.rest();
+        self.shared.mailbox.give_back(driver, rest);
+        Ok(())
+    }
+
     /// The same, but the entry is appended only by this member as the leader of `term`; otherwise it is refused with
     /// `TermOver`. So what a leader decided by its own clock cannot enter the log of another leader's term, and the term
     /// of the entry says whose decision it was (reliability.md B41).
     pub fn propose_in_term(&self, term: u64, request_id: u64, data: Bytes) -> Result<(), Busy> {
         self.admit()?;
         self.taken(self.shared.mailbox.propose_in_term(term, Proposal { request_id, data }))
-    }
-
-    /// For how long this thread has ticked without a break; zero while it is in one. A leader that stood still may have
-    /// been replaced without knowing it.
-    pub fn steady_for(&self) -> Duration {
-        let pulse = *self.shared.pulse.lock().unwrap_or_else(PoisonError::into_inner);
-        pulse.map_or(Duration::ZERO, |pulse| pulse.steady_for(Instant::now()))
     }
 
     /// Proposes a configuration change, encoded as etcd does.
@@ -237,26 +217,5 @@ impl Inbox for RaftHandle {
         self.shared.mailbox.report(|waiting| {
             waiting.snapshot_reports.insert(member, delivered);
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_thread_that_missed_ticks_is_not_steady_until_time_has_passed() {
-        let (tick, start) = (Duration::from_millis(100), Instant::now());
-        let at = |ticks: u32| start + tick * ticks;
-        let mut pulse = Pulse::new(tick, start);
-        for beat in 1..=20 {
-            pulse = pulse.beat(at(beat));
-        }
-        assert_eq!(pulse.steady_for(at(21)), tick * 21);
-        // Overdue, though nothing was noticed yet.
-        assert_eq!(pulse.steady_for(at(24)), Duration::ZERO);
-        pulse = pulse.beat(at(60));
-        assert_eq!(pulse.steady_for(at(60)), Duration::ZERO);
-        assert_eq!(pulse.beat(at(61)).steady_for(at(61)), tick);
     }
 }

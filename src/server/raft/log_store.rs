@@ -15,6 +15,8 @@ pub trait LogStore: Send {
     fn save_snapshot(&mut self, snapshot: &walpb::Snapshot) -> Result<(), Failure>;
     /// Entries up to and including `index` are not needed any more. What is kept beyond that is the log's affair.
     fn release_to(&mut self, index: u64) -> Result<(), Failure>;
+    /// Whether a save of about so many bytes is one write and one sync, and nothing has to be made room for.
+    fn only_appends(&self, bytes: usize) -> bool;
 }
 
 impl LogStore for Wal {
@@ -28,5 +30,9 @@ impl LogStore for Wal {
 
     fn release_to(&mut self, index: u64) -> Result<(), Failure> {
         Wal::release_to(self, index)
+    }
+
+    fn only_appends(&self, bytes: usize) -> bool {
+        Wal::only_appends(self, bytes)
     }
 }

@@ -55,6 +55,9 @@ use crate::proto::raftpb::Snapshot;
 
 /// Reads that wait for a leader, or for its first commit. Full means the oldest is dropped: its caller asks again.
 const HELD_READS_MAX: usize = 256;
+/// Configuration changes that wait for the one before them. Full means that further ones are refused or dropped: their
+/// proposers ask again.
+const HELD_CHANGES_MAX: usize = 64;
 /// How long a removed member goes on telling its peers (peer.md 3.6; R17).
 const REMOVAL_GRACE: Duration = Duration::from_secs(1);
 /// How long the log behind a snapshot is kept after it left, for the receiver to install it (server.md 12).
@@ -90,6 +93,9 @@ pub struct Node {
     /// Inputs that must not be stepped while the log has an unpersisted tail.
     deferred: Vec<Input>,
     held_reads: VecDeque<eraftpb::Message>,
+    /// Configuration changes that this leader takes when the one before them is applied, with the request's id if it was
+    /// made here.
+    held_changes: VecDeque<(Option<u64>, eraftpb::Entry)>,
     handed_out: HandedOut,
     /// The checkpoint's applied index: the log is never compacted beyond it (R12).
     durable_index: u64,
@@ -148,6 +154,7 @@ impl Node {
             saved,
             deferred: Vec::new(),
             held_reads: VecDeque::new(),
+            held_changes: VecDeque::new(),
             handed_out: HandedOut::new(applied),
             durable_index,
             removed_at: None,
@@ -374,6 +381,7 @@ impl Node {
             let read = self.held_reads.pop_front().expect("checked above: not empty");
             self.step_read(read);
         }
+        self.settle_changes(effects);
         if self.raw.mut_store().take_snapshot_wanted() && self.building.is_none() && self.ticks >= self.build_not_before
         {
             self.building = Some(self.applied_index());
@@ -453,12 +461,45 @@ impl Node {
     fn propose_conf_change(&mut self, request_id: u64, change: &ConfChange, effects: &mut Vec<Effect>) {
         let entry =
             Entry { r#type: numbers::ENTRY_CONF_CHANGE, data: change.encode_to_vec().into(), ..Entry::default() };
-        let leading = self.raw.raft.state == StateRole::Leader;
-        // The library would put an empty entry in the place of a second change, silently (R19).
-        let busy = leading && self.raw.raft.has_pending_conf();
         match convert::entry_in(entry) {
-            Ok(entry) if !busy => self.propose_entries(&[request_id], vec![entry], effects),
-            _ => effects.push(Effect::Refused { request_id, why: Refusal::Dropped }),
+            Ok(entry) if self.must_hold_changes() => self.hold_change(Some(request_id), entry, effects),
+            Ok(entry) => self.propose_entries(&[request_id], vec![entry], effects),
+            Err(_) => effects.push(Effect::Refused { request_id, why: Refusal::Dropped }),
+        }
+    }
+
+    /// The library would put an empty entry in the place of a second change, silently (R19), and drop it while leadership
+    /// is handed over.
+    fn must_hold_changes(&self) -> bool {
+        let raft = &self.raw.raft;
+        raft.state == StateRole::Leader && (raft.has_pending_conf() || raft.lead_transferee.is_some())
+    }
+
+    /// Whether a change proposed now would not have to wait for another one.
+    #[cfg(test)]
+    pub fn takes_changes_at_once(&self) -> bool {
+        self.held_changes.is_empty() && !self.must_hold_changes()
+    }
+
+    fn hold_change(&mut self, request_id: Option<u64>, entry: eraftpb::Entry, effects: &mut Vec<Effect>) {
+        if self.held_changes.len() < HELD_CHANGES_MAX {
+            self.held_changes.push_back((request_id, entry));
+        } else if let Some(request_id) = request_id {
+            effects.push(Effect::Refused { request_id, why: Refusal::Dropped });
+        }
+    }
+
+    /// Proposes what was held as soon as that has a chance; gives it back when this member leads no longer.
+    fn settle_changes(&mut self, effects: &mut Vec<Effect>) {
+        if self.raw.raft.state != StateRole::Leader {
+            let ids = self.held_changes.drain(..).filter_map(|(request_id, _)| request_id);
+            effects.extend(ids.map(|request_id| Effect::Refused { request_id, why: Refusal::Dropped }));
+        }
+        while !self.must_hold_changes()
+            && let Some((request_id, entry)) = self.held_changes.pop_front()
+        {
+            let ids: Vec<u64> = request_id.into_iter().collect();
+            self.propose_entries(&ids, vec![entry], effects);
         }
     }
 
@@ -503,6 +544,9 @@ impl Node {
         };
         if kind == numbers::MSG_READ_INDEX {
             self.take_read(message);
+        } else if kind == numbers::MSG_PROP && self.must_hold_changes() && is_conf_change(&message) {
+            let entry = message.entries.into_iter().next().expect("checked above: it has one");
+            self.hold_change(None, entry, effects);
         } else if self.raw.step(message).is_err() {
             // A forwarded proposal that is refused here: its member's client runs into its deadline, as with etcd (R6).
             let why = if kind == numbers::MSG_PROP { "proposal refused" } else { "from an unknown member" };
@@ -667,6 +711,11 @@ impl Node {
         let timeout = self.election_ticks + (draw % spread) as usize;
         self.raw.raft.set_randomized_election_timeout(timeout);
     }
+}
+
+/// A proposal of one configuration change and nothing else, as members make them.
+fn is_conf_change(message: &eraftpb::Message) -> bool {
+    message.entries.len() == 1 && message.entries[0].entry_type == eraftpb::EntryType::EntryConfChange
 }
 
 /// Mixes bits so that neighbouring numbers give unrelated ones (the finaliser of SplitMix64).

@@ -47,6 +47,7 @@ pub use crate::server::raft::wal::replay::Recovered;
 
 use crate::common::failure::Failure;
 use crate::disk::Disk;
+use crate::disk::File;
 use crate::disk::create_dir_durably;
 use crate::proto::raftpb::Entry;
 use crate::proto::raftpb::HardState;
@@ -58,6 +59,7 @@ use crate::server::raft::wal::name::SegmentName;
 use crate::server::raft::wal::name::spare_name;
 use crate::server::raft::wal::output::Output;
 use crate::server::raft::wal::output::Spare;
+use crate::server::raft::wal::output::SpareFile;
 use crate::server::raft::wal::output::make_spare;
 use crate::server::raft::wal::record::Encoder;
 use crate::server::raft::wal::record::RECORD_BYTES_MAX;
@@ -72,6 +74,11 @@ use crate::server::raft::wal::shape::Shape;
 
 /// A segment is cut when a save takes it to this length or beyond (etcd: SegmentSizeBytes).
 const SEGMENT_BYTES: u64 = 64_000_000;
+/// A segment that is not filled (the first one, or what a start finds) is left for one that is, which begins to be made
+/// at this length: a log that hardly grows is not worth it.
+const UNFILLED_BYTES: u64 = 4 << 20;
+/// More than a save of one entry has beside the entry.
+const SAVE_OVERHEAD_BYTES: u64 = 4096;
 /// A larger buffer is given back after the save that needed it.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
 /// The end of the name under which a torn segment is kept.
@@ -169,7 +176,7 @@ impl Wal {
         let path = dir.join(spare_name(SegmentName::FIRST.sequence));
         let file = make_spare(&*disk, &path, options.segment_bytes)?;
         let mut wal = Wal {
-            output: Output { file, path, offset: 0, fsync: options.fsync },
+            output: Output { filled: filled_at_first(&*file, options), file, path, offset: 0, fsync: options.fsync },
             spare: Spare::new(disk.clone(), dir, options.segment_bytes),
             encoder,
             metadata,
@@ -194,7 +201,7 @@ impl Wal {
         let found = scan(&*disk, dir, options.fsync)?;
         let Tail { file, path, offset, crc, leftover } = found.tail;
         let mut wal = Wal {
-            output: Output { file, path, offset, fsync: options.fsync },
+            output: Output { filled: filled_at_first(&*file, options), file, path, offset, fsync: options.fsync },
             spare: Spare::new(disk.clone(), dir, options.segment_bytes),
             encoder: Encoder { buffer: Vec::new(), crc },
             metadata: found.metadata,
@@ -269,10 +276,17 @@ impl Wal {
         self.segments.len()
     }
 
+    /// Whether a save of about so many bytes of entries is one write and one sync: the segment is not full with it.
+    pub fn only_appends(&self, bytes: usize) -> bool {
+        self.stopped.is_none()
+            && !self.better_segment_waits()
+            && self.output.offset + 2 * bytes as u64 + SAVE_OVERHEAD_BYTES < self.options.segment_bytes
+    }
+
     fn try_save(&mut self, hard_state: Option<&HardState>, entries: &[Entry], must_sync: bool) -> Result<(), Failure> {
         self.encode_save(hard_state, entries)?;
         self.flush()?;
-        if self.output.offset >= self.options.segment_bytes {
+        if self.output.offset >= self.options.segment_bytes || self.better_segment_waits() {
             return self.cut();
         }
         if must_sync || !entries.is_empty() {
@@ -378,8 +392,14 @@ impl Wal {
         // The save that filled the segment is synced here, too.
         self.output.sync(&self.meter)?;
         let sequence = self.current_segment().name.sequence + 1;
-        let (path, file) = self.spare.take(sequence)?;
-        self.output = Output { file, path, offset: 0, fsync: self.options.fsync };
+        let (path, SpareFile { file, filled }) = self.spare.take(sequence)?;
+        self.output = Output {
+            file,
+            path,
+            offset: 0,
+            fsync: self.options.fsync,
+            filled: if self.fills() { filled } else { u64::MAX },
+        };
         self.encoder.crc();
         self.encoder.metadata(&self.metadata);
         self.encoder.hard_state(&self.hard_state);
@@ -406,10 +426,21 @@ impl Wal {
     }
 
     fn prepare_ahead(&mut self) {
-        if self.options.allocate_ahead && self.output.offset >= self.options.segment_bytes / 2 {
+        let due = self.output.filled.max(UNFILLED_BYTES).min(self.options.segment_bytes / 2);
+        if self.options.allocate_ahead && self.output.offset >= due {
             let sequence = self.current_segment().name.sequence + 1;
-            self.spare.prepare(sequence);
+            self.spare.prepare(sequence, self.fills());
         }
+    }
+
+    /// The next segment is filled and the rest of this one is not: the log goes on there, however short this one is.
+    fn better_segment_waits(&self) -> bool {
+        self.output.offset >= self.output.filled && self.spare.is_ready()
+    }
+
+    /// Without syncs there is nothing to make quicker.
+    fn fills(&self) -> bool {
+        self.options.allocate_ahead && self.options.fsync
     }
 
     /// After reading: cuts a torn end and makes sure that what was read is durable. A process that died may have left
@@ -475,6 +506,11 @@ impl Wal {
         }
         result
     }
+}
+
+/// What `Output::filled` says of a file that was only allocated, or of which that is not known.
+fn filled_at_first(file: &dyn File, options: WalOptions) -> u64 {
+    if options.allocate_ahead && options.fsync && file.overwrites_in_place() { 0 } else { u64::MAX }
 }
 
 /// What is written must be readable.

@@ -41,10 +41,6 @@ impl RaftPort for FakeRaft {
     fn lone_leader(&self) -> bool {
         self.lone
     }
-
-    fn steady_for(&self) -> Duration {
-        Duration::MAX
-    }
 }
 
 struct Bench {

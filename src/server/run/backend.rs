@@ -10,6 +10,7 @@ use prometheus::IntCounter;
 
 use crate::common::answer::Answer;
 use crate::common::failure::Failure;
+use crate::common::ids::MemberId;
 use crate::proto::etcdserverpb;
 use crate::proto::etcdserverpb::AlarmMember;
 use crate::proto::etcdserverpb::AlarmRequest;
@@ -54,8 +55,10 @@ use crate::server::mvcc::view::View;
 use crate::server::propose::Proposer;
 use crate::server::raft::state_machine::RaftStatus;
 use crate::server::read::Reader;
+use crate::server::reconfigure::Reconfigurer;
 use crate::server::run::leases::LeaseRouter;
 use crate::server::run::ports::ViewRecords;
+use crate::server::run::promotions::Promotions;
 use crate::server::snapshot::contents::Frozen;
 use crate::server::snapshot::hash::HashOf;
 use crate::server::snapshot::send::write_image;
@@ -73,6 +76,8 @@ pub struct MemberBackend {
     pub proposer: Proposer,
     pub reader: Reader,
     pub leases: LeaseRouter,
+    pub reconfigurer: Arc<Reconfigurer>,
+    pub promotions: Promotions,
     pub desk: Arc<Desk>,
     pub published: Published,
     pub queue: ApplyHandle,
@@ -186,7 +191,7 @@ impl Backend for MemberBackend {
     }
 
     fn members(&self) -> Vec<etcdserverpb::Member> {
-        self.published.cluster.members().into_iter().map(api_member).collect()
+        api_members(self.published.cluster.members())
     }
 
     fn is_learner(&self) -> bool {
@@ -281,6 +286,31 @@ impl Backend for MemberBackend {
         Ok(self.watches.open())
     }
 
+    async fn member_add(
+        &self,
+        peer_urls: Vec<String>,
+        is_learner: bool,
+    ) -> Result<(etcdserverpb::Member, Vec<etcdserverpb::Member>), Answer> {
+        let (member, members) = self.reconfigurer.add(peer_urls, is_learner).await?;
+        Ok((api_member(member), api_members(members)))
+    }
+
+    async fn member_remove(&self, id: MemberId) -> Result<Vec<etcdserverpb::Member>, Answer> {
+        self.reconfigurer.remove(id).await.map(api_members)
+    }
+
+    async fn member_update(&self, id: MemberId, peer_urls: Vec<String>) -> Result<Vec<etcdserverpb::Member>, Answer> {
+        self.reconfigurer.update(id, peer_urls).await.map(api_members)
+    }
+
+    async fn member_promote(&self, id: MemberId) -> Result<Vec<etcdserverpb::Member>, Answer> {
+        self.promotions.promote(id).await.map(api_members)
+    }
+
+    async fn move_leader(&self, to: MemberId) -> Result<(), Answer> {
+        self.reconfigurer.move_leader(to).await
+    }
+
     async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Answer> {
         let (published, queue) = (self.published.clone(), self.queue.clone());
         let hash = blocking(move || {
@@ -340,6 +370,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Answer> + 
         // It panicked, which costs this request only, or the runtime ends.
         Err(error) => Err(Answer::Other(format!("etcdserver: {error}"))),
     }
+}
+
+fn api_members(members: Vec<Member>) -> Vec<etcdserverpb::Member> {
+    members.into_iter().map(api_member).collect()
 }
 
 fn api_member(member: Member) -> etcdserverpb::Member {

@@ -9,6 +9,7 @@ use crate::proto::etcdserverpb::HashKvResponse;
 use crate::proto::etcdserverpb::LeaseTimeToLiveResponse;
 use crate::server::api::backend::Backend;
 use crate::server::apply::published::Published;
+use crate::server::cluster::member::members_to_json;
 use crate::server::peer::facts::PeerFacts;
 use crate::server::read::Reader;
 use crate::server::run::backend::MemberBackend;
@@ -23,8 +24,7 @@ pub struct Facts {
 #[tonic::async_trait]
 impl PeerFacts for Facts {
     fn members_json(&self) -> String {
-        let members: Vec<String> = self.published.cluster.members().iter().map(|member| member.to_json()).collect();
-        format!("[{}]", members.join(","))
+        members_to_json(&self.published.cluster.view().members)
     }
 
     fn version_json(&self) -> String {
@@ -52,12 +52,9 @@ impl PeerFacts for Facts {
         self.backend.leases.keeper.time_to_live(lease, keys).await
     }
 
-    async fn promote(&self, _member: MemberId, _token: Option<String>) -> Result<String, Answer> {
-        Err(not_served("MemberPromote"))
+    // Not passed on either.
+    async fn promote(&self, member: MemberId, _token: Option<String>) -> Result<String, Answer> {
+        let members = self.backend.promotions.promote_here(member).await?;
+        Ok(members_to_json(&members))
     }
-}
-
-/// A method that belongs to a later release.
-fn not_served(method: &str) -> Answer {
-    Answer::Other(format!("quorate: {method} is not served by this release"))
 }

@@ -68,17 +68,20 @@ async fn check_compatible(dialer: &Dialer, others: &[String]) -> Result<(), Stri
     struct Answer {
         etcdcluster: String,
     }
+    let mut answered = false;
     for url in others {
         let Ok(json) = fetch_version(dialer, url, JOIN_TIMEOUT).await else { continue };
+        answered = true;
         let version = serde_json::from_str::<Answer>(&json).ok();
-        let version = version.and_then(|answer| Version::parse(&answer.etcdcluster)).map(Version::line);
-        let ours = Version::parse(ETCD_VERSION).map(Version::line);
-        if version.is_some() && version >= Version::parse(MIN_CLUSTER_VERSION) && version <= ours {
-            return Ok(());
-        }
-        return Err(BootstrapError::Incompatible.to_string());
+        // One that has not applied the decision yet says nothing about it; another one may.
+        let Some(version) = version.and_then(|answer| Version::parse(&answer.etcdcluster)) else { continue };
+        let (version, ours) = (Some(version.line()), Version::parse(ETCD_VERSION).map(Version::line));
+        return match version >= Version::parse(MIN_CLUSTER_VERSION) && version <= ours {
+            true => Ok(()),
+            false => Err(BootstrapError::Incompatible.to_string()),
+        };
     }
-    Err(BootstrapError::NoRemote.to_string())
+    Err(if answered { BootstrapError::Incompatible } else { BootstrapError::NoRemote }.to_string())
 }
 
 fn parse_members(json: &str) -> Result<Vec<RemoteMember>, String> {
@@ -91,9 +94,12 @@ fn other_urls(config: &Config, cluster: &InitialCluster) -> Vec<String> {
     others.flat_map(|(_, urls)| urls.clone()).collect()
 }
 
-/// A URL with its host resolved, for comparing.
-fn resolve(url: &str) -> Result<String, String> {
+/// A URL with its host resolved, for comparing. As in etcd, `localhost` stays what it is.
+pub fn resolve(url: &str) -> Result<String, String> {
     let parsed = Url::parse(url)?;
+    if parsed.host() == "localhost" {
+        return Ok(url.to_owned());
+    }
     let mut addresses = parsed.authority().to_socket_addrs().map_err(|error| error.to_string())?;
     let address = addresses.next().ok_or_else(|| format!("{url} has no address"))?;
     Ok(format!("{}://{address}", parsed.scheme().as_str()))

@@ -49,6 +49,7 @@ use crate::server::checkpoint::flusher::Stored;
 use crate::server::checkpoint::metrics::CheckpointMetrics;
 use crate::server::checkpoint::store::RedbCheckpoint;
 use crate::server::cluster::handle::ClusterHandle;
+use crate::server::company::Company;
 use crate::server::config::Config;
 use crate::server::duties::compactor;
 use crate::server::duties::expiry::ExpiryMetrics;
@@ -85,6 +86,8 @@ use crate::server::read::READ_INDEX_RETRY;
 use crate::server::read::ReadMetrics;
 use crate::server::read::Reader;
 use crate::server::read::ReaderParts;
+use crate::server::reconfigure::Reconfigurer;
+use crate::server::reconfigure::ReconfigurerParts;
 use crate::server::run::backend::MemberBackend;
 use crate::server::run::ends::End;
 use crate::server::run::ends::Ends;
@@ -97,6 +100,8 @@ use crate::server::run::ports::PeerList;
 use crate::server::run::ports::Raft;
 use crate::server::run::ports::SnapshotPort;
 use crate::server::run::ports::SnapshotWork;
+use crate::server::run::promotions::PromotionMetrics;
+use crate::server::run::promotions::Promotions;
 use crate::server::run::sockets::Sockets;
 use crate::server::run::storage::Restored;
 use crate::server::run::storage::Storage;
@@ -172,6 +177,7 @@ struct Assembly<'a> {
     epoch: Instant,
     desk: Arc<Desk>,
     queue: ApplyHandle,
+    company: Arc<Company>,
     raft: Arc<Raft>,
     flusher: Arc<Flusher>,
     images: Arc<Images>,
@@ -214,6 +220,7 @@ impl<'a> Assembly<'a> {
             epoch: Instant::now(),
             desk,
             queue,
+            company: Arc::default(),
             raft,
             flusher,
             images,
@@ -322,6 +329,7 @@ impl<'a> Assembly<'a> {
             raft: self.raft.clone(),
             desk: self.desk.clone(),
             queue: self.queue.clone(),
+            company: self.company.clone(),
             published: self.published.clone(),
             connectivity: Arc::new(Links(peers.clone())),
             metrics: ProposeMetrics::register(self.registry),
@@ -355,8 +363,25 @@ impl<'a> Assembly<'a> {
         })
     }
 
-    fn backend(&self, proposer: &Proposer, reader: &Reader, keeper: &Keeper) -> Arc<MemberBackend> {
+    fn backend(&self, proposer: &Proposer, reader: &Reader, keeper: &Keeper, peers: &Arc<Peers>) -> Arc<MemberBackend> {
         let config = self.config;
+        let reconfigurer = Arc::new(Reconfigurer::new(ReconfigurerParts {
+            strict: config.strict_reconfig_check,
+            election_timeout: config.election_timeout,
+            proposer: proposer.clone(),
+            raft: self.raft.clone(),
+            desk: self.desk.clone(),
+            cluster: self.published.cluster.clone(),
+            connectivity: Arc::new(Links(peers.clone())),
+        }));
+        let promotions = Promotions {
+            dialer: self.dialer.clone(),
+            reconfigurer: reconfigurer.clone(),
+            desk: self.desk.clone(),
+            cluster: self.published.cluster.clone(),
+            request_timeout: config.request_timeout(),
+            metrics: PromotionMetrics::register(self.registry),
+        };
         let leases = LeaseRouter {
             keeper: keeper.clone(),
             client: LeaseClient::new(self.dialer.clone()),
@@ -378,6 +403,8 @@ impl<'a> Assembly<'a> {
             proposer: proposer.clone(),
             reader: reader.clone(),
             leases,
+            reconfigurer,
+            promotions,
             desk: self.desk.clone(),
             published: self.published.clone(),
             queue: self.queue.clone(),
@@ -455,7 +482,7 @@ impl<'a> Assembly<'a> {
         gate: &PublishGate,
     ) -> Result<Arc<ApiServer>, Failure> {
         self.config.features.register(self.registry);
-        let api = ApiServer::new(backend, self.registry, serve_options(self.config)?);
+        let api = ApiServer::new(backend, self.registry, serve_options(self.config, self.company.clone())?);
         for (listener, role) in client {
             let gate = gate.clone();
             api.serve(listener, role, async move { gate.published().await });
@@ -484,7 +511,7 @@ impl Member {
         let raft = assembly.raft_thread(wal, start, &peers)?;
         let (proposer, reader) = (assembly.proposer(&peers), assembly.reader());
         let keeper = assembly.keeper(&proposer, &reader);
-        let backend = assembly.backend(&proposer, &reader, &keeper);
+        let backend = assembly.backend(&proposer, &reader, &keeper, &peers);
         let facts = Facts { backend: backend.clone(), published: assembly.published.clone(), reader: reader.clone() };
         let peer_listener = PeerListener::start(&peers, Arc::new(facts), sockets.peer)
             .map_err(|error| Failure::Refused(format!("cannot serve peers: {error}")))?;
@@ -601,7 +628,7 @@ fn raft_config(config: &Config, local: MemberId) -> RaftConfig {
     }
 }
 
-fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
+fn serve_options(config: &Config, company: Arc<Company>) -> Result<ServeOptions, Failure> {
     Ok(ServeOptions {
         access: Access { hosts: config.host_whitelist.clone(), origins: config.cors.clone() },
         streams_max: config.max_concurrent_streams,
@@ -609,6 +636,7 @@ fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
         keepalive_timeout: config.grpc_keepalive_timeout,
         connections_max: connections_max().map_err(Failure::Refused)?,
         extensive_metrics: config.extensive_metrics,
+        company,
     })
 }
 

@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod ends;
 pub mod facts;
+pub mod force_new;
 pub mod hashes;
 #[cfg(test)]
 mod historic_tests;
@@ -12,9 +13,11 @@ pub mod member;
 pub mod ports;
 #[cfg(test)]
 mod powercut_tests;
+pub mod promotions;
 pub mod security;
 pub mod sockets;
 pub mod storage;
+pub mod takeover;
 pub mod versions;
 pub mod watching;
 
@@ -33,6 +36,7 @@ use tokio::signal::unix::SignalKind;
 
 use crate::common::failure::Failure;
 use crate::common::logging;
+use crate::common::urls;
 use crate::common::version::ETCD_VERSION;
 use crate::common::version::QUORATE_VERSION;
 use crate::program::Manner;
@@ -200,14 +204,23 @@ async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
     };
     let is_restart = identity.is_none();
     let founders = identity.as_ref().map(|(identity, _)| identity.members.clone()).unwrap_or_default();
+    let learners_max = config.max_learners;
     let options = WalOptions { fsync: config.fsync, ..WalOptions::default() };
     let machine_config = machine_config(config);
+    let force_new = (config.force_new_cluster && is_restart).then(|| urls::strings(&config.advertise_peer_urls));
     let reading = tokio::task::spawn_blocking(move || -> Result<(Storage, Restored), Failure> {
         let storage = Storage::open(directories, options)?;
+        if identity.is_none() {
+            takeover::take_over(&storage.directories, machine_config.clone())?;
+        }
         if let Some((identity, founder)) = &identity {
             storage.create_log(identity, *founder)?;
         }
-        let restored = storage.restore(machine_config)?;
+        let mut restored = storage.restore(machine_config)?;
+        if let Some(peer_urls) = force_new {
+            force_new::go_alone(&mut restored, &peer_urls)?;
+        }
+        check_learners(&restored, learners_max)?;
         Ok((storage, restored))
     });
     let (storage, restored) = match reading.await {
@@ -229,6 +242,17 @@ async fn start(config: &Config, ends: &Ends) -> Result<Member, StartError> {
     }
     let surroundings = Surroundings { config, registry: &registry, ends, integrity, dialer };
     Ok(Member::start(&surroundings, storage, restored, &founders, sockets)?)
+}
+
+/// More learners than this member is told to accept: it would refuse what the others accepted (server.md 6.2).
+fn check_learners(restored: &Restored, learners_max: usize) -> Result<(), Failure> {
+    let learners = restored.machine.membership().members().filter(|member| member.is_learner).count();
+    match learners > learners_max {
+        true => Err(Failure::Refused(format!(
+            "membership: too many learner members in cluster: {learners}, and --max-learners is {learners_max}"
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// SIGINT and SIGTERM.

@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -32,6 +31,7 @@ use crate::server::propose::Connectivity;
 use crate::server::propose::RaftPort;
 use crate::server::raft::handle::Busy;
 use crate::server::raft::handle::RaftHandle;
+use crate::server::reconfigure::Leadership;
 use crate::server::snapshot::contents::Frozen;
 use crate::server::snapshot::contents::RecordSource;
 use crate::server::snapshot::install::Installer;
@@ -79,6 +79,10 @@ impl RaftPort for Raft {
         self.handle().ok_or(Busy::Stopped)?.propose(request_id, data)
     }
 
+    fn propose_here(&self, request_id: u64, data: Bytes) -> Result<(), Busy> {
+        self.handle().ok_or(Busy::Stopped)?.propose_here(request_id, data)
+    }
+
     fn propose_in_term(&self, term: u64, request_id: u64, data: Bytes) -> Result<(), Busy> {
         self.handle().ok_or(Busy::Stopped)?.propose_in_term(term, request_id, data)
     }
@@ -96,9 +100,17 @@ impl RaftPort for Raft {
     fn lone_leader(&self) -> bool {
         self.handle().is_some_and(RaftHandle::lone_leader)
     }
+}
 
-    fn steady_for(&self) -> Duration {
-        self.handle().map_or(Duration::ZERO, RaftHandle::steady_for)
+impl Leadership for Raft {
+    fn match_index(&self, member: MemberId) -> Option<u64> {
+        self.handle()?.match_index(member)
+    }
+
+    fn transfer_leader(&self, to: MemberId) {
+        if let Some(raft) = self.handle() {
+            raft.transfer_leader(to);
+        }
     }
 }
 

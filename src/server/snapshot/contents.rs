@@ -29,6 +29,7 @@ use crate::server::snapshot::boltfile::BUCKETS;
 use crate::server::snapshot::boltfile::KEY_BUCKET;
 use crate::server::snapshot::boltfile::reader::BoltFile;
 use crate::server::snapshot::boltfile::reader::Pairs;
+use crate::server::snapshot::boltfile::writer::BoltWriter;
 
 /// Pairs of bucket `meta` that are our `Applied`.
 pub const CONSISTENT_INDEX: &[u8] = b"consistent_index";
@@ -57,6 +58,20 @@ impl<T: Tables + ?Sized> RecordSource for T {
         visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
     ) -> Result<(), Failure> {
         Tables::records(self, first, last, visit)
+    }
+}
+
+/// Tables as the source of records.
+pub struct TableRecords(pub Arc<dyn Tables>);
+
+impl RecordSource for TableRecords {
+    fn records(
+        &self,
+        first: Revision,
+        last: Revision,
+        visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
+    ) -> Result<(), Failure> {
+        self.0.records(first, last, visit)
     }
 }
 
@@ -94,6 +109,18 @@ impl Frozen {
             }
         }
         Ok(())
+    }
+
+    /// Writes etcd's file of this state. `rest` hears of the bytes written so far, again and again.
+    pub fn write_to(&self, writer: &mut BoltWriter, rest: &mut dyn FnMut(u64)) -> Result<(), Failure> {
+        self.visit(&mut |part| {
+            match part {
+                Part::Bucket(name) => writer.bucket(name)?,
+                Part::Pair(key, value) => writer.pair(key, value)?,
+            }
+            rest(writer.written());
+            Ok(())
+        })
     }
 
     fn visit_records(&self, visit: &mut dyn FnMut(Part<'_>) -> Result<(), Failure>) -> Result<(), Failure> {
@@ -136,7 +163,13 @@ pub struct Import {
 
 /// Opens an etcd database file, a saved snapshot with its digest included.
 pub fn import(path: &Path) -> Result<Import, Failure> {
-    let file = BoltFile::open(path)?;
+    import_file(BoltFile::open(path)?)
+}
+
+/// As `import`, of a file that was opened before.
+pub fn import_file(file: BoltFile) -> Result<Import, Failure> {
+    let path = file.path().to_owned();
+    let path = path.as_path();
     let names = file.buckets()?;
     for name in [KEY_BUCKET, Bucket::Meta.name()] {
         if !names.iter().any(|other| other[..] == *name.as_bytes()) {
@@ -165,9 +198,36 @@ impl Import {
         Ok(Records { pairs: self.file.pairs(KEY_BUCKET)?, path: self.file.path() })
     }
 
+    /// The newest revision of the file; `None` if it has no record.
+    pub fn last_revision(&self) -> Result<Option<Revision>, Failure> {
+        let Some(key) = self.file.last_key(KEY_BUCKET)? else { return Ok(None) };
+        match Revision::from_storage_key(&key) {
+            Some((revision, _)) => Ok(Some(revision)),
+            None => Err(Failure::damaged(self.file.path(), format!("{} is no revision", key.escape_ascii()))),
+        }
+    }
+
     /// Length of the image without its digest.
     pub fn image_bytes(&self) -> u64 {
         self.file.image_bytes()
+    }
+}
+
+impl RecordSource for Import {
+    fn records(
+        &self,
+        first: Revision,
+        last: Revision,
+        visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
+    ) -> Result<(), Failure> {
+        for record in Import::records(self)? {
+            let record = record?;
+            let wanted = (first..=last).contains(&record.revision);
+            if record.revision > last || (wanted && visit(record).is_break()) {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -195,7 +255,7 @@ fn decode_record(key: &[u8], value: &[u8]) -> Result<Record, String> {
     // Decoded from a copy, so that a record does not keep its whole page.
     let kv = KeyValue::decode(Bytes::copy_from_slice(value))
         .map_err(|error| format!("the pair of revision {revision} cannot be decoded: {error}"))?;
-    if kv.mod_revision != mod_revision(revision, tombstone) {
+    if kv.mod_revision != mod_revision(revision, tombstone, &kv.key) {
         return Err(format!("the pair of revision {revision} says that it is of revision {}", kv.mod_revision));
     }
     let record = Record { revision, tombstone, kv };

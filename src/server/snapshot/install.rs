@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -21,16 +22,19 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
 use crate::common::failure::Failure;
+use crate::common::revision::Revision;
 use crate::proto::raftpb::Message;
 use crate::server::checkpoint::Applied;
 use crate::server::checkpoint::Batch;
+use crate::server::checkpoint::Buckets;
 use crate::server::checkpoint::Checkpoint;
 use crate::server::checkpoint::store::NEW_SUFFIX;
 use crate::server::checkpoint::store::RedbCheckpoint;
 use crate::server::checkpoint::store::remove_if_there;
 use crate::server::checkpoint::store::sync_parent;
+use crate::server::checkpoint::tables::EVERYTHING_LAST;
 use crate::server::snapshot::ImageSink;
-use crate::server::snapshot::contents::Import;
+use crate::server::snapshot::contents::RecordSource;
 use crate::server::snapshot::contents::import;
 use crate::server::snapshot::metrics::SnapshotMetrics;
 use crate::server::snapshot::send::IMAGE_PREFIX;
@@ -112,7 +116,7 @@ impl Installer {
             let import = import(&incoming)?;
             let applied = agreed_mark(&import.applied, message_mark, &incoming)?;
             let part = self.dir.join(part_name(index));
-            write_database(&import, applied, &part)?;
+            write_database(&import, &import.buckets, applied, &part)?;
             self.metrics.fsync_seconds.observe_closure_duration(|| sync_file(&part))?;
             rename_durably(&part, &self.dir.join(prepared_name(index)))?;
             timer.observe_duration();
@@ -228,43 +232,51 @@ fn agreed_mark(image: &Applied, message: Applied, path: &Path) -> Result<Applied
     Ok(message)
 }
 
-/// Writes a database with everything that the image holds. Its applied mark comes with the last transaction.
-pub fn write_database(import: &Import, applied: Applied, path: &Path) -> Result<(), Failure> {
+/// Writes a database with these records and buckets. Its applied mark comes with the last transaction.
+pub fn write_database(
+    records: &dyn RecordSource,
+    buckets: &Buckets,
+    applied: Applied,
+    path: &Path,
+) -> Result<(), Failure> {
     remove_if_there(path)?;
     let mut database = RedbCheckpoint::open(path)?;
     let mut batch = Batch::default();
     let mut bytes = 0;
-    for record in import.records()? {
-        let record = record?;
+    let mut outcome = Ok(());
+    records.records(Revision::default(), EVERYTHING_LAST, &mut |record| {
         bytes += record.hashed_bytes();
         batch.records.push(record);
         if bytes >= CONVERT_BYTES {
-            database.write(&std::mem::take(&mut batch))?;
+            outcome = database.write(&std::mem::take(&mut batch)).map(drop);
             bytes = 0;
         }
-    }
-    batch.pairs =
-        import.buckets.iter().map(|((bucket, key), value)| (*bucket, key.clone(), Some(value.clone()))).collect();
+        if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    outcome?;
+    batch.pairs = buckets.iter().map(|((bucket, key), value)| (*bucket, key.clone(), Some(value.clone()))).collect();
     batch.applied = applied;
     database.write(&batch)?;
     Ok(())
 }
 
-fn sync_file(path: &Path) -> Result<(), Failure> {
+pub fn sync_file(path: &Path) -> Result<(), Failure> {
     let file = File::open(path).map_err(Failure::io("cannot open", path))?;
     file.sync_all().map_err(Failure::io("cannot fsync", path))
 }
 
-fn rename_durably(from: &Path, to: &Path) -> Result<(), Failure> {
+pub fn rename_durably(from: &Path, to: &Path) -> Result<(), Failure> {
     fs::rename(from, to).map_err(Failure::io("cannot rename", from))?;
     sync_parent(to)
 }
 
-fn incoming_name(index: u64) -> String {
+/// The name of an image that arrives.
+pub fn incoming_name(index: u64) -> String {
     format!("{index:016x}{INCOMING_SUFFIX}")
 }
 
-fn part_name(index: u64) -> String {
+/// The name of a database that is being converted: a start removes it.
+pub fn part_name(index: u64) -> String {
     format!("{index:016x}{PART_SUFFIX}")
 }
 
@@ -279,7 +291,7 @@ fn index_in(name: &str, suffix: &str) -> Option<u64> {
     plain.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
 }
 
-fn names(dir: &Path) -> Result<Vec<String>, Failure> {
+pub fn names(dir: &Path) -> Result<Vec<String>, Failure> {
     let entries = fs::read_dir(dir).map_err(Failure::io("cannot list", dir))?;
     let names: io::Result<Vec<String>> =
         entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect();

@@ -4,6 +4,7 @@ pub mod boltfile;
 pub mod contents;
 pub mod hash;
 pub mod install;
+pub mod member_dir;
 pub mod metrics;
 pub mod send;
 

@@ -29,7 +29,6 @@ use crate::server::snapshot::Image;
 use crate::server::snapshot::ImageSource;
 use crate::server::snapshot::boltfile::writer::BoltWriter;
 use crate::server::snapshot::contents::Frozen;
-use crate::server::snapshot::contents::Part;
 use crate::server::snapshot::metrics::SnapshotMetrics;
 
 /// Bytes of pairs between two rests: a few milliseconds of work.
@@ -50,20 +49,13 @@ pub fn write_image(state: &Frozen, dir: &Path, v2_store_json: Bytes) -> Result<I
     let (file, path) = unlinked_file(dir)?;
     let mut writer = BoltWriter::create(file, &path)?;
     let mut pace = Pace::start();
-    state.visit(&mut |part| {
-        match part {
-            Part::Bucket(name) => writer.bucket(name)?,
-            Part::Pair(key, value) => writer.pair(key, value)?,
-        }
-        pace.rest_when_due(writer.written());
-        Ok(())
-    })?;
+    state.write_to(&mut writer, &mut |written| pace.rest_when_due(written))?;
     let (file, bytes) = writer.finish()?;
     Ok(Image { snapshot: raft_snapshot(&state.applied, v2_store_json), file, bytes })
 }
 
 /// The raft snapshot that an image of this mark belongs to.
-fn raft_snapshot(applied: &Applied, data: Bytes) -> Snapshot {
+pub fn raft_snapshot(applied: &Applied, data: Bytes) -> Snapshot {
     let Applied { index, term, conf_state } = applied.clone();
     Snapshot { data, metadata: Some(SnapshotMetadata { conf_state: Some(conf_state), index, term }) }
 }

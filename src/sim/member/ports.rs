@@ -201,4 +201,8 @@ impl LogStore for LogTap {
     fn release_to(&mut self, index: u64) -> Result<(), Failure> {
         self.wal.release_to(index)
     }
+
+    fn only_appends(&self, bytes: usize) -> bool {
+        self.wal.only_appends(bytes)
+    }
 }

@@ -190,11 +190,13 @@ pub struct Model {
     compact_revision: i64,
     keys: BTreeMap<Bytes, Vec<Version>>,
     leases: BTreeSet<i64>,
+    /// What a watcher of everything is told: revision and key, in order.
+    changes: Vec<(i64, Bytes)>,
 }
 
 impl Default for Model {
     fn default() -> Model {
-        Model { revision: 1, compact_revision: -1, keys: BTreeMap::new(), leases: BTreeSet::new() }
+        Model { revision: 1, compact_revision: -1, keys: BTreeMap::new(), leases: BTreeSet::new(), changes: Vec::new() }
     }
 }
 
@@ -287,7 +289,13 @@ impl Model {
         keys.filter_map(|key| self.get(key, at)).cloned().collect()
     }
 
-    fn get(&self, key: &Bytes, at: i64) -> Option<&KeyValue> {
+    /// Every change of every key: revision and key, in the order of their making.
+    pub fn changes(&self) -> &[(i64, Bytes)] {
+        &self.changes
+    }
+
+    /// The pair that the key had at revision `at`; nothing if it was deleted by then, or not yet there.
+    pub fn get(&self, key: &Bytes, at: i64) -> Option<&KeyValue> {
         let versions = self.keys.get(key)?;
         let known = versions.partition_point(|version| version.revision <= at);
         versions[..known].last()?.pair.as_ref()
@@ -331,6 +339,7 @@ impl Model {
 
     fn set(&mut self, key: &Bytes, main: i64, pair: Option<KeyValue>) {
         self.keys.entry(key.clone()).or_default().push(Version { revision: main, pair });
+        self.changes.push((main, key.clone()));
     }
 
     fn txn(&mut self, txn: &TxnRequest) -> Result<TxnResponse, Answer> {

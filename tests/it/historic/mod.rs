@@ -23,7 +23,8 @@
 //! | B10 | `b10_snapshots_close_together_end_at_the_newest_and_old_reports_are_harmless` (raft/testing/scenarios.rs) |
 //! | B11 | `b11_a_member_that_defragments_may_be_sent_snapshots` (durability.rs) |
 //! | B12 | `b12_raft_database_and_image_name_the_same_members` (run/historic_tests.rs) |
-//! | B12 | Restore and force-new-cluster come later |
+//! | B12 | `b12_members_agree_on_who_they_are_whatever_happened` (it/historic_members.rs) |
+//! | B12 | Restore comes later |
 //! | B13 | `b13_the_first_entry_of_a_new_file_outlives_the_power` (raft/wal/tests/crash.rs) |
 //! | B13 | `b02_b13_what_was_acknowledged_survives_a_power_cut` (it/contract.rs) |
 //! | B14 | `b14_nothing_acknowledged_is_lost_and_nothing_else_appears` (raft/wal/tests/crash.rs) |
@@ -33,7 +34,7 @@
 //! | B17 | `b17_first_error_stops_the_log_for_good` (raft/wal/tests/round_trip.rs) |
 //! | B18 | `b18_a_missing_record_is_damage` (mvcc/tests/restart.rs) |
 //! | B19 | `b19_damaged_pages_are_noticed_and_never_served` (durability.rs) |
-//! | B19 | To be taken in again by the peers it must be removed and added: that comes with the membership calls |
+//! | B19 | `b19_a_damaged_member_is_removed_and_comes_back_as_a_new_one` (it/historic_members.rs) |
 //! | B20 | `b20_error_in_any_step_of_a_cut_or_release_stops_the_log_and_loses_nothing` (raft/wal/tests/round_trip.rs) |
 //! | B21 | `b21_misdelivered_and_forged_messages_never_reach_raft` (peer/cluster_tests.rs) |
 //! | B22 | `b22_a_retry_uses_a_new_context_and_answers_to_either_count` (server/read/tests.rs) |
@@ -63,13 +64,15 @@
 //! | B41 | `b41_a_leader_that_slept_revokes_nothing_that_lives_at_the_next` (it/lease.rs); its disk is not stalled yet |
 //! | B42 | `b42_no_renewal_succeeds_behind_an_acknowledged_revoke` (it/historic_lease.rs) |
 //! | B43 | `b43_over_ten_changes_of_the_leader_a_lease_lives_little_longer_than_it_was_granted` (duties/expiry) |
-//! | B44 | not yet: no locks |
+//! | B44 | `b44_a_session_that_ended_in_the_queue_gets_no_lock` (it/lock.rs) |
 //! | B45 | `b45_leases_that_came_and_went_leave_nothing_behind` (it/historic_lease.rs) |
 //! | B46 | `b46_a_member_is_added_while_another_is_down` (raft/testing/conf_changes.rs) |
-//! | B46 | Refusing an addition that would break the quorum comes with the membership calls |
+//! | B46 | `b46_a_member_is_added_beside_a_dead_one_only_while_a_quorum_is_left` (it/historic_members.rs) |
 //! | B47 | `b47_update_keeps_the_learner_flag_and_promotion_keeps_the_addresses` (cluster/membership.rs) |
 //! | B48 | `b48_a_removed_leader_tells_its_peers_and_a_new_one_takes_over` (raft/testing/conf_changes.rs) |
-//! | B49 | not yet: no force-new-cluster |
+//! | B48 | `b48_the_rest_has_a_leader_at_once_when_the_leader_is_removed` (it/historic_members.rs) |
+//! | B49 | `b49_one_member_of_five_goes_on_alone_with_all_its_data` (it/historic_members.rs) |
+//! | B49 | `b49_a_learner_goes_on_alone_with_a_vote` (it/historic_members.rs) |
 //! | B50 | `b50_nothing_is_left_however_it_ends` (it/supervisor.rs) |
 //!
 //! The simulator and the torture runs meet most of these by chance as well; a scenario here is there every time.

@@ -235,7 +235,7 @@ impl Bench {
 }
 
 #[test]
-fn a_batch_is_shown_then_answered_then_reported_then_flushed() {
+fn a_batch_is_shown_then_reported_then_answered_then_flushed() {
     let bench = start_from(&Written::default(), None, false);
     bench.queue.commit(vec![entry(1, &put("a", "1", 0)), entry(2, &put("b", "2", 0)), entry(3, &grant(7, 60))]);
     bench.queue.build_snapshot();
@@ -251,8 +251,8 @@ fn a_batch_is_shown_then_answered_then_reported_then_flushed() {
             "flush 3 of 2 records",
             "build 3 at revision 3",
             "applied 4 at revision 3",
-            "answered [] at revision 3",
             "term started",
+            "answered [] at revision 3",
             "raft: applied 4",
             "flush 4 of 0 records",
         ]
@@ -261,7 +261,7 @@ fn a_batch_is_shown_then_answered_then_reported_then_flushed() {
 }
 
 #[test]
-fn configuration_changes_are_reported_before_their_index_and_after_the_members_are_shown() {
+fn configuration_changes_are_reported_before_index_and_answer_and_after_the_members_are_shown() {
     let bench = start_from(&Written::default(), None, false);
     let mut entries = bootstrap(2);
     entries.push(conf_entry(3, 0, 1, r#"{"id":1,"peerURLs":["http://h:7"]}"#));
@@ -270,12 +270,12 @@ fn configuration_changes_are_reported_before_their_index_and_after_the_members_a
         bench.told(),
         [
             "applied 3 at revision 1",
-            "answered [1, 2, 3] at revision 1",
             "raft: change 1 Some((0, 1)) with 2 members",
             r#"peers: Added(MemberId(1), ["http://h:1"])"#,
             "raft: change 2 Some((0, 2)) with 2 members",
             r#"peers: Added(MemberId(2), ["http://h:2"])"#,
             "raft: change 3 None with 2 members",
+            "answered [1, 2, 3] at revision 1",
             "raft: applied 3",
             "flush 3 of 0 records",
         ]

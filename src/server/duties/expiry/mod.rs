@@ -56,6 +56,8 @@ pub struct Keeper {
 
 struct Inner {
     deadlines: Mutex<Deadlines>,
+    /// The term that a majority last confirmed, and when it was asked.
+    confirmed: Mutex<Option<(u64, Instant)>>,
     /// Time is counted from here.
     epoch: Instant,
     parts: KeeperParts,
@@ -81,7 +83,7 @@ impl Keeper {
     /// A keeper whose `run` has to be spawned.
     pub fn new(parts: KeeperParts) -> Keeper {
         let deadlines = Mutex::new(Deadlines::new(parts.election_timeout));
-        Keeper { inner: Arc::new(Inner { deadlines, epoch: Instant::now(), parts }) }
+        Keeper { inner: Arc::new(Inner { deadlines, confirmed: Mutex::new(None), epoch: Instant::now(), parts }) }
     }
 
     /// Revokes what is over, until the member stops.
@@ -184,22 +186,32 @@ impl Keeper {
         }
     }
 
-    /// Leads, and knows it. A leader whose thread stood still may have been replaced: it asks the others.
+    /// Leads, or has led so lately that a new leader's leases last longer than what is promised here.
+    ///
+    /// A majority's word given to a question that was asked at T proves that no other leader was elected before T. One
+    /// elected later gives every lease its time again from then, and an election timeout more: a renewal until T plus
+    /// that timeout is covered. Ticks and late messages prove nothing: a leader may be replaced without knowing it.
     async fn confirm(&self) -> Result<(), Answer> {
         let parts = &self.inner.parts;
         let before = parts.desk.raft_now().status;
         if before.role != Role::Leader {
             return Err(Answer::NotLeader);
         }
-        if parts.raft.lone_leader() || parts.raft.steady_for() >= parts.election_timeout {
+        let asked = Instant::now();
+        let confirmed = *self.confirmed();
+        let holds = |(term, at)| term == before.term && asked.saturating_duration_since(at) < parts.election_timeout;
+        if parts.raft.lone_leader() || confirmed.is_some_and(holds) {
             return Ok(());
         }
         let mut raft = parts.desk.watch_raft();
         tokio::select! {
-            confirmed = parts.reader.barrier() => {
+            answer = parts.reader.barrier() => {
                 let now = parts.desk.raft_now().status;
-                match confirmed {
-                    Ok(()) if (now.role, now.term) == (before.role, before.term) => Ok(()),
+                match answer {
+                    Ok(()) if (now.role, now.term) == (before.role, before.term) => {
+                        *self.confirmed() = Some((before.term, asked));
+                        Ok(())
+                    }
                     Ok(()) => Err(Answer::NotLeader),
                     Err(_) => Err(Answer::Other(NOT_PRIMARY.to_owned())),
                 }
@@ -208,6 +220,10 @@ impl Keeper {
                 Err(Answer::NotLeader)
             }
         }
+    }
+
+    fn confirmed(&self) -> MutexGuard<'_, Option<(u64, Instant)>> {
+        self.inner.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was committed before the call is applied: a lease that was granted is known, one that was revoked is gone

@@ -1,9 +1,12 @@
 //! The raft thread with a log whose disk the test holds: what leaves before a write is durable, and what must not.
 
 use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
+use std::thread;
+use std::thread::ThreadId;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -42,12 +45,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What happened, in order; and what the fakes are told to do.
 #[derive(Default)]
-struct World {
-    events: Vec<String>,
+pub(super) struct World {
+    pub events: Vec<String>,
     /// While set, no save returns.
-    disk_stuck: bool,
-    disk_broken: bool,
-    apply_panics: bool,
+    pub disk_stuck: bool,
+    pub disk_broken: bool,
+    /// How long a save takes at least.
+    pub slow: Option<Duration>,
+    /// Saves begun, and by whom.
+    pub writings: usize,
+    pub writers: Vec<ThreadId>,
+    pub apply_panics: bool,
     /// While set, committed entries are reported as applied at once.
     applies: bool,
     handle: Option<RaftHandle>,
@@ -56,7 +64,7 @@ struct World {
 
 /// All fakes of one member.
 #[derive(Clone, Default)]
-struct Fake(Arc<(Mutex<World>, Condvar)>);
+pub(super) struct Fake(Arc<(Mutex<World>, Condvar)>);
 
 impl Fake {
     fn say(&self, event: String) {
@@ -64,21 +72,38 @@ impl Fake {
         self.0.1.notify_all();
     }
 
-    fn set(&self, change: impl FnOnce(&mut World)) {
+    pub fn set(&self, change: impl FnOnce(&mut World)) {
         change(&mut self.0.0.lock().unwrap());
         self.0.1.notify_all();
     }
 
-    fn events(&self) -> Vec<String> {
+    pub fn events(&self) -> Vec<String> {
         self.0.0.lock().unwrap().events.clone()
     }
 
     /// Waits until an event with this text was said.
-    fn until(&self, text: &str) {
+    pub fn until(&self, text: &str) {
         let world = self.0.0.lock().unwrap();
         let missing = |world: &mut World| !world.events.iter().any(|event| event.contains(text));
         let (world, timeout) = self.0.1.wait_timeout_while(world, PATIENCE, missing).unwrap();
         assert!(!timeout.timed_out(), "no {text} in {:#?}", world.events);
+    }
+
+    pub fn writings(&self) -> usize {
+        self.0.0.lock().unwrap().writings
+    }
+
+    /// Waits until so many saves were begun.
+    pub fn until_writing(&self, count: usize) {
+        wait_for("a save", || self.writings() >= count);
+    }
+
+    pub fn writers(&self) -> HashSet<ThreadId> {
+        self.0.0.lock().unwrap().writers.iter().copied().collect()
+    }
+
+    pub fn last_writer(&self) -> Option<ThreadId> {
+        self.0.0.lock().unwrap().writers.last().copied()
     }
 
     fn position(&self, text: &str) -> usize {
@@ -90,8 +115,15 @@ impl Fake {
 impl LogStore for Fake {
     fn save(&mut self, state: Option<&HardState>, entries: &[Entry], must_sync: bool) -> Result<(), Failure> {
         self.say(format!("writing {} entries", entries.len()));
+        self.set(|world| {
+            world.writings += 1;
+            world.writers.push(thread::current().id());
+        });
         let world = self.0.0.lock().unwrap();
         let world = self.0.1.wait_while(world, |world| world.disk_stuck).unwrap();
+        if let Some(slow) = world.slow {
+            thread::sleep(slow);
+        }
         if world.disk_broken {
             return Err(Failure::Refused("cannot fdatasync wal".to_owned()));
         }
@@ -110,6 +142,10 @@ impl LogStore for Fake {
     fn release_to(&mut self, index: u64) -> Result<(), Failure> {
         self.say(format!("released {index}"));
         Ok(())
+    }
+
+    fn only_appends(&self, _bytes: usize) -> bool {
+        true
     }
 }
 
@@ -169,18 +205,18 @@ impl Transport for Fake {
     }
 }
 
-fn config(id: u64) -> RaftConfig {
+pub(super) fn config(id: u64) -> RaftConfig {
     // One record for every checkpoint; ticks that a test never waits for unless it asks for a short one.
     RaftConfig { snapshot_entries: 1, tick: Duration::from_secs(3600), ..RaftConfig::new(MemberId(id), 7) }
 }
 
-fn bootstrapped(voters: u64) -> Start {
+pub(super) fn bootstrapped(voters: u64) -> Start {
     let members: Vec<_> = (1..=voters).map(|id| (MemberId(id), String::new(), Vec::new())).collect();
     let (entries, hard_state, conf_state) = bootstrap_entries(&members);
     Start { hard_state, base: (0, 0), entries, durable_index: voters, applied: (voters, 1), conf_state }
 }
 
-fn start_with(config: &RaftConfig, start: Start) -> (RaftHandle, Fake) {
+pub(super) fn start_with(config: &RaftConfig, start: Start) -> (RaftHandle, Fake) {
     let fake = Fake::default();
     fake.set(|world| world.applies = true);
     let ended = fake.clone();
@@ -198,7 +234,7 @@ fn start_with(config: &RaftConfig, start: Start) -> (RaftHandle, Fake) {
     (handle, fake)
 }
 
-fn wait_for(what: &str, condition: impl Fn() -> bool) {
+pub(super) fn wait_for(what: &str, condition: impl Fn() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < end, "never: {what}");
@@ -207,7 +243,7 @@ fn wait_for(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// A lone leader with nothing said yet.
-fn lone() -> (RaftHandle, Fake) {
+pub(super) fn lone() -> (RaftHandle, Fake) {
     let (handle, fake) = start_with(&config(1), bootstrapped(1));
     wait_for("the lone voter leads", || {
         handle.applied(handle.status().commit_index);

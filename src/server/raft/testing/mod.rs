@@ -4,4 +4,5 @@ mod chaos;
 mod cluster;
 mod conf_changes;
 mod driver;
+mod lent;
 mod scenarios;

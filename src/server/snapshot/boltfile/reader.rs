@@ -9,7 +9,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use sha2::Digest;
+use sha2::Digest as _;
 use sha2::Sha256;
 
 use crate::common::failure::Failure;
@@ -68,10 +68,19 @@ impl BoltFile {
 
     /// As `open`, for a file that is open already; `path` is its name in messages.
     pub fn from_file(file: File, path: &Path) -> Result<BoltFile, Failure> {
+        if let Some(digest) = Digest::of(&file, path)?
+            && !digest.matches()
+        {
+            return Err(Failure::damaged(path, "its SHA-256 does not match"));
+        }
+        BoltFile::without_digest(file, path)
+    }
+
+    /// As `from_file`, whatever the digest says.
+    pub fn without_digest(file: File, path: &Path) -> Result<BoltFile, Failure> {
         let mut bytes = file.metadata().map_err(Failure::io("cannot read", path))?.len();
-        if bytes % SECTOR_BYTES == DIGEST_BYTES {
+        if has_digest(bytes) {
             bytes -= DIGEST_BYTES;
-            check_digest(&file, path, bytes)?;
         }
         let meta = newest_meta(&file, path, bytes)?;
         let page_bytes = u64::from(meta.page_bytes);
@@ -115,6 +124,24 @@ impl BoltFile {
         }
     }
 
+    /// The last key of a bucket; `None` if it has none. Reads one page a level.
+    pub fn last_key(&self, bucket: &str) -> Result<Option<Bytes>, Failure> {
+        let root = self.roots()?.into_iter().find(|(name, _)| &name[..] == bucket.as_bytes());
+        let Some((_, root)) = root else { return Ok(None) };
+        let (mut header, mut page) = self.root_page(root)?;
+        for _ in 0..DEPTH_MAX {
+            let cut_off = || self.damaged(format!("the last element of page {} is cut off", header.id));
+            let Some(last) = usize::from(header.count).checked_sub(1) else { return Ok(None) };
+            if header.flags == LEAF_FLAG {
+                let element = page::leaf_element(&page, last).ok_or_else(cut_off)?;
+                return Ok(Some(page.slice(element.key)));
+            }
+            let (_, child) = page::branch_element(&page, last).ok_or_else(cut_off)?;
+            (header, page) = self.page(child)?;
+        }
+        Err(self.damaged(format!("page {} is too deep", header.id)))
+    }
+
     fn roots(&self) -> Result<Vec<(Bytes, Root)>, Failure> {
         let mut roots = Vec::new();
         for pair in Pairs::start(self, Root::Page(self.root), true)? {
@@ -127,6 +154,16 @@ impl BoltFile {
             roots.push((name, root));
         }
         Ok(roots)
+    }
+
+    fn root_page(&self, root: Root) -> Result<(PageHeader, Bytes), Failure> {
+        match root {
+            Root::Page(id) => self.page(id),
+            Root::Inline(page) => {
+                let header = PageHeader::decode(&page).filter(|header| header.flags == LEAF_FLAG);
+                Ok((header.ok_or_else(|| self.damaged("an inline bucket is not a leaf page".into()))?, page))
+            }
+        }
     }
 
     /// Reads a page with its overflow and checks that it is where and what it says.
@@ -175,13 +212,7 @@ struct Level {
 
 impl<'a> Pairs<'a> {
     fn start(file: &'a BoltFile, root: Root, buckets: bool) -> Result<Pairs<'a>, Failure> {
-        let (header, page) = match root {
-            Root::Page(id) => file.page(id)?,
-            Root::Inline(page) => {
-                let header = PageHeader::decode(&page).filter(|header| header.flags == LEAF_FLAG);
-                (header.ok_or_else(|| file.damaged("an inline bucket is not a leaf page".into()))?, page)
-            }
-        };
+        let (header, page) = file.root_page(root)?;
         let mut pairs = Pairs { file, levels: Vec::new(), last: None, buckets, ended: false };
         pairs.descend(header, page)?;
         Ok(pairs)
@@ -285,22 +316,42 @@ fn meta_at(file: &File, path: &Path, bytes: u64, at: u64) -> Result<Option<Meta>
     Ok(Meta::decode(&page[HEADER_BYTES..]).filter(|_| is_meta))
 }
 
-/// Compares the first `bytes` with the SHA-256 behind them.
-fn check_digest(file: &File, path: &Path, bytes: u64) -> Result<(), Failure> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; DIGEST_CHUNK_BYTES];
-    let mut at = 0;
-    while at < bytes {
-        let left = usize::try_from(bytes - at).unwrap_or(usize::MAX);
-        let chunk = &mut buffer[..left.min(DIGEST_CHUNK_BYTES)];
-        file.read_exact_at(chunk, at).map_err(Failure::io("cannot read", path))?;
-        hash.update(&*chunk);
-        at += chunk.len() as u64;
+/// Whether a file of this length ends with a digest.
+pub fn has_digest(bytes: u64) -> bool {
+    bytes % SECTOR_BYTES == DIGEST_BYTES
+}
+
+/// The SHA-256 behind an image: what the file says, and what it should say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest {
+    pub stored: [u8; DIGEST_BYTES as usize],
+    pub computed: [u8; DIGEST_BYTES as usize],
+}
+
+impl Digest {
+    /// Reads the whole file; `None` if it has no digest.
+    pub fn of(file: &File, path: &Path) -> Result<Option<Digest>, Failure> {
+        let bytes = file.metadata().map_err(Failure::io("cannot read", path))?.len();
+        if !has_digest(bytes) {
+            return Ok(None);
+        }
+        let bytes = bytes - DIGEST_BYTES;
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; DIGEST_CHUNK_BYTES];
+        let mut at = 0;
+        while at < bytes {
+            let left = usize::try_from(bytes - at).unwrap_or(usize::MAX);
+            let chunk = &mut buffer[..left.min(DIGEST_CHUNK_BYTES)];
+            file.read_exact_at(chunk, at).map_err(Failure::io("cannot read", path))?;
+            hash.update(&*chunk);
+            at += chunk.len() as u64;
+        }
+        let mut stored = [0; DIGEST_BYTES as usize];
+        file.read_exact_at(&mut stored, bytes).map_err(Failure::io("cannot read", path))?;
+        Ok(Some(Digest { stored, computed: hash.finalize().into() }))
     }
-    let mut expected = [0; DIGEST_BYTES as usize];
-    file.read_exact_at(&mut expected, bytes).map_err(Failure::io("cannot read", path))?;
-    if hash.finalize()[..] != expected {
-        return Err(Failure::damaged(path, "its SHA-256 does not match"));
+
+    pub fn matches(&self) -> bool {
+        self.stored == self.computed
     }
-    Ok(())
 }

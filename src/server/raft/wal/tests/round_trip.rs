@@ -1,14 +1,18 @@
 //! What is saved is read back: across segments, overwrites, installs and releases, on both disks.
 
+use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::time::Instant;
 
 use super::*;
 use crate::disk::Disk;
+use crate::disk::File;
 use crate::disk::real::RealDisk;
 use crate::server::raft::wal::Position;
 use crate::server::raft::wal::WalMetrics;
+use crate::server::raft::wal::segment_names;
 
 #[test]
 fn new_log_is_empty_and_begins_as_etcds_does() {
@@ -256,6 +260,137 @@ fn real_disk_keeps_logs_too_with_segments_made_ahead() {
     assert!(recovered.base.index > 0 && recovered.base.index <= 200);
     assert_eq!(recovered.last_index(), 300);
     assert_eq!(recovered.hard_state, state(1, 300));
+}
+
+/// The real disk, on a file system whose kind does not matter.
+#[derive(Clone, Copy)]
+struct InPlace(bool);
+
+struct InPlaceFile(Box<dyn File>, bool);
+
+impl Disk for InPlace {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        Ok(Box::new(InPlaceFile(RealDisk.create(path)?, self.0)))
+    }
+    fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        Ok(Box::new(InPlaceFile(RealDisk.open(path)?, self.0)))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        RealDisk.create_dir_all(path)
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        RealDisk.sync_dir(path)
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        RealDisk.list(path)
+    }
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        RealDisk.exists(path)
+    }
+}
+
+impl File for InPlaceFile {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read_at(offset, buffer)
+    }
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_at(offset, bytes)
+    }
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn allocate(&mut self, len: u64) -> io::Result<()> {
+        self.0.allocate(len)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn sync_data(&mut self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+    fn overwrites_in_place(&self) -> bool {
+        self.1
+    }
+}
+
+/// Saves entries until one cuts the segment, or so many. Gives the last index.
+fn save_until_cut(wal: &mut Wal, entry_bytes: usize, saves_max: u64) -> u64 {
+    let (first, segments) = (wal.last_index() + 1, wal.segment_count());
+    for index in first..first + saves_max {
+        wal.save(Some(&state(1, 0)), &[entry(index, 1, entry_bytes)], true).unwrap();
+        if wal.segment_count() > segments {
+            return index;
+        }
+    }
+    first + saves_max - 1
+}
+
+#[test]
+fn a_log_that_grows_goes_on_in_a_segment_that_was_written_before() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("member").join("wal");
+    let options = WalOptions { segment_bytes: 8 << 20, ..WalOptions::default() };
+    let mut wal = Wal::create(Arc::new(InPlace(true)), &dir, METADATA, options).unwrap();
+    // 4 MiB begin it; the file is made while small ones are written, long before they are 8 MiB.
+    let mut last = save_until_cut(&mut wal, 64 << 10, 66);
+    let end = Instant::now() + Duration::from_secs(60);
+    while wal.segment_count() == 1 {
+        assert!(Instant::now() < end, "no segment was made ahead");
+        std::thread::sleep(Duration::from_millis(1));
+        last = save_until_cut(&mut wal, 10, 1);
+    }
+    let paths: Vec<PathBuf> =
+        segment_names(&RealDisk, &dir).unwrap().iter().map(|name| dir.join(name.to_string())).collect();
+    let lengths: Vec<u64> = paths.iter().map(|path| std::fs::metadata(path).unwrap().len()).collect();
+    assert!(lengths[0] < 8 << 20, "the first segment was cut where it was");
+    assert_eq!(lengths[1], 8 << 20);
+    // Nothing is gained by another one: this segment is filled to its end.
+    let first_of_second = last + 1;
+    save_until_cut(&mut wal, 64 << 10, 100);
+    assert_eq!(wal.segment_count(), 2);
+    assert!(wal.only_appends(64 << 10));
+    last = wal.last_index();
+    drop(wal);
+    let (wal, recovered) = Wal::open(Arc::new(InPlace(true)), &dir, options).unwrap();
+    assert_eq!((recovered.entries.len() as u64, recovered.last_index()), (last, last));
+    assert!(recovered.entries.iter().zip(1..).all(|(entry, index)| entry.index == index));
+    assert!(first_of_second < last && wal.segment_count() == 2);
+}
+
+#[test]
+fn nothing_is_written_ahead_where_it_gains_nothing() {
+    for (disk, fsync) in [(InPlace(false), true), (InPlace(true), false)] {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("member").join("wal");
+        let options = WalOptions { segment_bytes: 8 << 20, fsync, ..WalOptions::default() };
+        let mut wal = Wal::create(Arc::new(disk), &dir, METADATA, options).unwrap();
+        save_until_cut(&mut wal, 64 << 10, 50);
+        assert!(wal.segment_count() == 1 && !dir.join("1.tmp").exists(), "fsync {fsync}");
+        assert!(wal.only_appends(64 << 10) && !wal.only_appends(4 << 20));
+    }
+}
+
+#[test]
+fn a_segment_that_is_needed_before_it_is_written_is_taken_as_it_is() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("member").join("wal");
+    let options = WalOptions { segment_bytes: 2 << 20, ..WalOptions::default() };
+    let mut wal = Wal::create(Arc::new(InPlace(true)), &dir, METADATA, options).unwrap();
+    // Each save takes a whole segment: there is no time for the next one.
+    for index in 1..=8 {
+        wal.save(Some(&state(1, 0)), &[entry(index, 1, 3 << 20)], true).unwrap();
+    }
+    assert_eq!(wal.segment_count(), 9);
+    drop(wal);
+    let (_, recovered) = Wal::open(Arc::new(InPlace(true)), &dir, options).unwrap();
+    assert_eq!((recovered.entries.len(), recovered.last_index()), (8, 8));
+    assert!(recovered.entries.iter().all(|entry| entry.data.len() == 3 << 20));
 }
 
 #[test]
