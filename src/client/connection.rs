@@ -131,6 +131,20 @@ struct Listening {
     broken: Broken,
 }
 
+impl Listening {
+    /// Whoever hangs up says why before: an alert may wait to be read.
+    fn note(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Err(error)) = &written {
+            let mut byte = [0];
+            match self.stream.as_mut().poll_read(context, &mut ReadBuf::new(&mut byte)) {
+                Poll::Ready(Err(reason)) => self.broken.by(&reason),
+                Poll::Ready(Ok(())) | Poll::Pending => self.broken.by(error),
+            }
+        }
+        written
+    }
+}
+
 impl AsyncRead for Listening {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -151,7 +165,9 @@ impl AsyncRead for Listening {
 
 impl AsyncWrite for Listening {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().stream.as_mut().poll_write(context, bytes)
+        let this = self.get_mut();
+        let written = this.stream.as_mut().poll_write(context, bytes);
+        this.note(context, written)
     }
 
     fn poll_write_vectored(
@@ -159,7 +175,9 @@ impl AsyncWrite for Listening {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().stream.as_mut().poll_write_vectored(context, parts)
+        let this = self.get_mut();
+        let written = this.stream.as_mut().poll_write_vectored(context, parts);
+        this.note(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -306,7 +306,7 @@ struct Rejection {
     /// Whom the client asked for.
     server_name: String,
     /// What it showed, if that far.
-    leaf: Option<Leaf>,
+    leaf: Option<Box<Leaf>>,
 }
 
 impl From<String> for Rejection {
@@ -402,20 +402,34 @@ impl Door {
 
 /// One handshake, and the checks behind it.
 async fn handshake(side: Arc<ServerSide>, wire: Wire, remote: Option<SocketAddr>) -> Result<Box<TlsStream>, Rejection> {
-    let hello = LazyConfigAcceptor::new(Acceptor::default(), wire).await;
-    let hello = hello.map_err(|error| Rejection::from(words::of_io(&error)))?;
+    let mut accepting = LazyConfigAcceptor::new(Acceptor::default(), wire);
+    let hello = match (&mut accepting).await {
+        Ok(hello) => hello,
+        Err(error) => {
+            if let Some(wire) = accepting.take_io() {
+                farewell(wire).await;
+            }
+            return Err(Rejection::from(words::of_io(&error)));
+        }
+    };
     let server_name = hello.client_hello().server_name().unwrap_or_default().to_owned();
-    let rejection = |error: String, leaf: Option<Leaf>| Rejection { error, server_name: server_name.clone(), leaf };
+    let rejection =
+        |error: String, leaf: Option<Box<Leaf>>| Rejection { error, server_name: server_name.clone(), leaf };
     let terms = side.terms().map_err(|error| rejection(error, None))?;
-    let shaken = hello.into_stream(terms.config.clone()).await;
-    let mut stream =
-        Box::new(shaken.map_err(|error| rejection(terms.refusal().unwrap_or_else(|| words::of_io(&error)), None))?);
+    let mut stream = match hello.into_stream(terms.config.clone()).into_fallible().await {
+        Ok(stream) => Box::new(stream),
+        Err((error, wire)) => {
+            // Its alert was sent and is to be heard.
+            farewell(wire).await;
+            return Err(rejection(terms.refusal().unwrap_or_else(|| words::of_io(&error)), None));
+        }
+    };
     let chain: Vec<CertificateDer<'static>> =
         stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|one| one.clone().into_owned()).collect();
     if chain.is_empty() {
         return Ok(stream);
     }
-    let leaf = chain.first().and_then(|leaf| Leaf::read(leaf).ok());
+    let leaf = chain.first().and_then(|leaf| Leaf::read(leaf).ok()).map(Box::new);
     let address = remote.map(|remote| remote.ip());
     let checked = tokio::task::spawn_blocking(move || side.check(&chain, address)).await;
     match checked.unwrap_or_else(|error| Err(format!("tls: {error}"))) {

@@ -230,12 +230,26 @@ async fn b37_no_start_revision_is_too_small_or_too_great() {
 /// B38, etcd 15402: events come while large answers go out on the same connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b38_large_reads_on_the_same_connection_hold_up_no_event() {
-    let (cluster, mut kv) = lone().await;
+    let (cluster, kv) = lone().await;
+    let channel = cluster.members[0].connect().await.expect("a connection");
+    large_reads_and_events(channel, kv).await;
+}
+
+/// B38, etcd 15402: there it was TLS that showed it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b38_large_reads_over_tls_hold_up_no_event() {
+    let secured = crate::tls::Secured::demanding(crate::cluster::Program::Ours).await;
+    let kv = KvClient::new(secured.cluster.members[0].connect().await.expect("a connection"));
+    let channel = crate::tls::channel(&secured).await.expect("let in");
+    large_reads_and_events(channel, kv).await;
+}
+
+/// Reads of five megabytes on the connection of a watch, and puts whose events must come meanwhile.
+async fn large_reads_and_events(channel: Channel, mut kv: KvClient<Channel>) {
     let value = "x".repeat(100_000);
     for at in 0..50 {
         put(&mut kv, &format!("big/{at}"), &value).await.expect("a put");
     }
-    let channel = cluster.members[0].connect().await.expect("a connection");
     let mut watches = Watches::open(channel.clone(), on("k", "")).await.expect("a stream");
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let readers: Vec<_> = (0..8)

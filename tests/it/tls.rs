@@ -27,8 +27,8 @@ use crate::support::free_port;
 use crate::support::named_program;
 
 /// One member with a plain client port and one with TLS, and who is believed there.
-struct Secured {
-    cluster: Cluster,
+pub struct Secured {
+    pub cluster: Cluster,
     /// Where TLS is spoken.
     port: u16,
     files: TempDir,
@@ -60,7 +60,7 @@ impl Secured {
         Secured { cluster, port, files, ours, client }
     }
 
-    async fn demanding(program: Program) -> Secured {
+    pub async fn demanding(program: Program) -> Secured {
         Secured::start(program, &["--client-cert-auth", "--trusted-ca-file", "DIR/ours.crt"]).await
     }
 
@@ -374,7 +374,7 @@ async fn a_member_makes_its_own_certificate_once() {
 }
 
 /// A channel of tonic's over our own TLS.
-async fn channel(secured: &Secured) -> Result<tonic::transport::Channel, String> {
+pub async fn channel(secured: &Secured) -> Result<tonic::transport::Channel, String> {
     let settings = Settings {
         trusted_ca_file: secured.ours.bundle.clone(),
         cert_file: secured.client.cert.clone(),

@@ -18,6 +18,7 @@ use super::files;
 use super::files::Bundle;
 use super::judge::Judge;
 use super::judge::Said;
+use super::server::check_revoked;
 use super::words;
 
 /// How to dial with TLS. Cheap to share.
@@ -25,7 +26,8 @@ use super::words;
 pub struct ClientSide {
     settings: Settings,
     provider: Arc<CryptoProvider>,
-    trusted: Bundle,
+    /// `None` believes anyone.
+    trusted: Option<Bundle>,
     protocols: &'static [&'static [u8]],
 }
 
@@ -36,7 +38,13 @@ impl ClientSide {
         if !settings.is_empty() {
             super::check_files(settings, &provider)?;
         }
-        let trusted = Bundle::open(&settings.trusted_ca_file)?;
+        let trusts_all = settings.self_signed || settings.insecure_skip_verify;
+        let trusted = match (trusts_all, settings.trusted_ca_file.as_str()) {
+            (true, "") => None,
+            // Files that are named are read in any case.
+            (true, path) => Bundle::open(path).map(|_| None)?,
+            (false, path) => Some(Bundle::open(path)?),
+        };
         Ok(ClientSide { settings: settings.clone(), provider, trusted, protocols })
     }
 
@@ -57,13 +65,15 @@ impl ClientSide {
             }
         };
         let connecting = TlsConnector::from(Arc::new(config)).connect(name, socket);
-        connecting.await.map_err(|error| said.take().unwrap_or_else(|| words::of_io(&error)))
+        let stream = connecting.await.map_err(|error| said.take().unwrap_or_else(|| words::of_io(&error)))?;
+        // etcd looks only at those who dial it. Who is revoked is not to be dialed either.
+        check_revoked(&self.settings, stream.get_ref().1.peer_certificates().unwrap_or_default())?;
+        Ok(stream)
     }
 
     fn config(&self, host: &str, said: Said) -> Result<ClientConfig, String> {
         let Settings { cert_file, key_file, client_cert_file, client_key_file, .. } = &self.settings;
-        let trusts_all = self.settings.self_signed || self.settings.insecure_skip_verify;
-        let authorities = (!trusts_all).then(|| self.trusted.now());
+        let authorities = self.trusted.as_ref().map(Bundle::now);
         let judge = Judge::of_server(&self.settings, authorities, host, self.provider.clone(), said);
         let versions = self.settings.offer.versions();
         let builder = ClientConfig::builder_with_provider(self.provider.clone())

@@ -39,7 +39,7 @@ pub struct Settings {
     pub client_key_file: String,
     pub trusted_ca_file: String,
     pub client_cert_auth: bool,
-    /// DER; looked into after every handshake of a listener.
+    /// DER; looked into after every handshake.
     pub crl_file: String,
     /// One of these must be the other side's common name. Not together with `allowed_hostnames`.
     pub allowed_cns: Vec<String>,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::CertificateDer;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
 
@@ -84,7 +85,7 @@ impl ServerSide {
 
     /// What etcd looks at once the handshake is done: the client's address, and whether any certificate of its chain is
     /// revoked. May ask a name server, so it must not run on a thread that others wait for.
-    pub fn check(&self, chain: &[rustls::pki_types::CertificateDer<'_>], remote: Option<IpAddr>) -> Result<(), String> {
+    pub fn check(&self, chain: &[CertificateDer<'_>], remote: Option<IpAddr>) -> Result<(), String> {
         let Some(leaf) = chain.first() else { return Ok(()) };
         if self.checks_address && !self.settings.skip_client_san_verification {
             // etcd cannot split a unix socket's address either, but nobody has peers there.
@@ -92,19 +93,24 @@ impl ServerSide {
                 check_address(&Leaf::read(leaf)?, remote.to_canonical())?;
             }
         }
-        if self.settings.crl_file.is_empty() {
-            return Ok(());
-        }
-        let revoked = files::revoked_serials(&self.settings.crl_file)?;
-        for certificate in chain {
-            let serial = Leaf::read(certificate)?.serial;
-            if revoked.contains(&serial) {
-                let digits: String = serial.iter().map(|byte| format!("{byte:02x}")).collect();
-                return Err(format!("transport: certificate serial {digits} revoked"));
-            }
-        }
-        Ok(())
+        check_revoked(&self.settings, chain)
     }
+}
+
+/// Whether no certificate of a chain is revoked. Only serials are compared, as in etcd.
+pub(super) fn check_revoked(settings: &Settings, chain: &[CertificateDer<'_>]) -> Result<(), String> {
+    if settings.crl_file.is_empty() {
+        return Ok(());
+    }
+    let revoked = files::revoked_serials(&settings.crl_file)?;
+    for certificate in chain {
+        let serial = Leaf::read(certificate)?.serial;
+        if revoked.contains(&serial) {
+            let digits: String = serial.iter().map(|byte| format!("{byte:02x}")).collect();
+            return Err(format!("transport: certificate serial {digits} revoked"));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a certificate may come from this address: one without names may come from anywhere (server.md 10.7).

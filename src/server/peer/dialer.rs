@@ -41,7 +41,8 @@ impl Dialer {
     /// Files that cannot be used are refused.
     pub fn new(settings: &Settings) -> Result<Dialer, String> {
         let dialer = Dialer { settings: Arc::new(settings.clone()), side: Arc::default() };
-        if *settings != Settings::default() {
+        // The versions alone are no wish for TLS.
+        if *settings != (Settings { offer: settings.offer.clone(), ..Settings::default() }) {
             dialer.side().map(drop)?;
         }
         Ok(dialer)

@@ -58,6 +58,7 @@
 //! | B36 | `b36_a_transaction_comes_once_and_whole` (it/historic_watch.rs) |
 //! | B37 | `b37_no_start_revision_is_too_small_or_too_great` (it/historic_watch.rs) |
 //! | B38 | `b38_large_reads_on_the_same_connection_hold_up_no_event` (it/historic_watch.rs) |
+//! | B38 | `b38_large_reads_over_tls_hold_up_no_event` (it/historic_watch.rs) |
 //! | B39 | `b39_watchers_that_begin_amid_writes_miss_nothing` (it/historic_watch.rs) |
 //! | B40 | `b40_compacting_everything_keeps_live_keys` (mvcc/tests/restart.rs) |
 //! | B41 | `b41_a_leader_that_slept_revokes_nothing_that_lives_at_the_next` (it/lease.rs); its disk is not stalled yet |
