@@ -181,10 +181,10 @@ impl Driver {
             let (rest, deadline) = (driver.rest(), driver.next_tick);
             let waiting;
             (driver, waiting) = shared.mailbox.sleep(driver, rest, deadline);
-            if let Some(ended) = driver.ended.take() {
-                if let Some(end) = ended.unwrap_or_else(|panic| resume_unwind(panic))? {
-                    return Ok(end);
-                }
+            if let Some(ended) = driver.ended.take()
+                && let Some(end) = ended.unwrap_or_else(|panic| resume_unwind(panic))?
+            {
+                return Ok(end);
             }
             let due = driver.tick_is_due();
             if let Some(end) = driver.work(waiting, due)? {

@@ -217,8 +217,11 @@ mod tests {
         PutRequest { key: key.into(), value: value.into(), ..PutRequest::default() }
     }
 
+    /// With the times at which they came.
+    type Responses = Vec<(u64, WatchResponse)>;
+
     /// Revisions 2: a=1, 3: a=2 and b=3, 4: a deleted, 5: c=4.
-    fn history(told: Vec<(u64, WatchResponse)>, request: WatchCreateRequest) -> History {
+    fn history(told: Responses, request: WatchCreateRequest) -> History {
         let op = |put| RequestOp { request: Some(request_op::Request::RequestPut(put)) };
         let both = TxnRequest { success: vec![op(put("a", "2")), op(put("b", "3"))], ..TxnRequest::default() };
         let delete = DeleteRangeRequest { key: "a".into(), ..DeleteRangeRequest::default() };
@@ -283,7 +286,7 @@ mod tests {
         ]
     }
 
-    fn honest() -> Vec<(u64, WatchResponse)> {
+    fn honest() -> Responses {
         let events = events();
         vec![
             (100, created(2)),
@@ -294,7 +297,7 @@ mod tests {
         ]
     }
 
-    fn found(told: Vec<(u64, WatchResponse)>, request: WatchCreateRequest) -> Vec<String> {
+    fn found(told: Responses, request: WatchCreateRequest) -> Vec<String> {
         let violations = super::super::check(&history(told, request));
         violations.iter().map(ToString::to_string).collect()
     }
@@ -313,7 +316,7 @@ mod tests {
 
     #[test]
     fn each_kind_of_lie_is_found() {
-        let lie = |change: &dyn Fn(&mut Vec<(u64, WatchResponse)>), expected: &str| {
+        let lie = |change: &dyn Fn(&mut Responses), expected: &str| {
             let mut told = honest();
             change(&mut told);
             let found = found(told, all());
@@ -337,7 +340,7 @@ mod tests {
     #[test]
     fn a_compaction_takes_watches_and_previous_values_that_it_reaches() {
         let compaction = CompactionRequest { revision: 4, physical: false };
-        let with = |told: Vec<(u64, WatchResponse)>| {
+        let with = |told: Responses| {
             let mut history = history(told, all());
             history.log.push(Request::Compact(compaction));
             history.operations.push(Operation {
