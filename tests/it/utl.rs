@@ -172,10 +172,10 @@ async fn three_members_restore_alone_and_find_each_other() {
     let programs = [Program::Ours, Program::Ours, Program::Etcd(real.etcd.clone())];
     // Each with a tool of its own: ours in our format, ours under its other name, the real one.
     let (_link, etcdutl) = named_program("etcdutl");
-    let tools: [&dyn Fn(&[&str]); 3] =
-        [&|words| drop(utl(words)), &|words| drop(succeeded(&run(&etcdutl, words))), &|words| {
-            drop(succeeded(&run(&real.etcdutl, words)))
-        }];
+    type Tool<'a> = &'a dyn Fn(&[&str]);
+    let tools: [Tool<'_>; 3] = [&|words| drop(utl(words)), &|words| drop(succeeded(&run(&etcdutl, words))), &|words| {
+        drop(succeeded(&run(&real.etcdutl, words)))
+    }];
     let mut cluster = Cluster::prepare(&programs, &[]);
     let mut expected = Vec::new();
     for (member, tool) in cluster.members.iter().zip(tools) {
