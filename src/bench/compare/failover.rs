@@ -29,12 +29,7 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Kills the leader, waits for a write, starts the killed one again, and so on; the mean of the waits.
-pub async fn leader_killed(
-    load: &Load,
-    scale: Scale,
-    mut servers: Servers,
-    what: &str,
-) -> Result<Vec<Figure>, String> {
+pub async fn leader_killed(load: &Load, scale: Scale, mut servers: Servers, what: &str) -> Result<Vec<Figure>, String> {
     let links = Links::open(servers.endpoints(), load.conns).await?;
     flawless(load, &links, what).await?;
     drop(links);

@@ -23,11 +23,11 @@ use crate::bench::progress::Progress;
 use crate::bench::workload::Work;
 use crate::client::direct::Direct;
 
-/// What fills the database, together 1 GB: so many values of so many bytes, so many in a transaction, which is about as
-/// large as servers take it when nothing is said.
-const VALUES: u64 = 250_000;
-const VALUE_BYTES: usize = 4 << 10;
-const TXN_PUTS: u64 = 50;
+/// What fills the database, together 1 GB: so many values of so many bytes, so many in a transaction. Three of them fill
+/// a page of etcd's file; the next larger ones would leave much of it empty.
+const VALUES: u64 = 1_000_000;
+const VALUE_BYTES: usize = 1000;
+const TXN_PUTS: u64 = 100;
 const TXN_CLIENTS: u32 = 10;
 
 /// Bytes of SHA-256, which end a snapshot; its file is whole sectors before them.

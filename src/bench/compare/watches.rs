@@ -37,8 +37,6 @@ const PACED_RATE: u64 = 10;
 const DISTINCT_WATCHERS: u64 = 50_000;
 /// Puts that show that they do watch: one client, one after the other.
 const SHOWN_PUTS: u64 = 100;
-/// How often puts are counted beside them; before, between and behind they are counted without.
-const TURNS: usize = 2;
 /// A way through history that takes longer is measured as far as it has come: etcd 3.5.1 reads the whole rest of it from
 /// disk for every thousand revisions that it sends.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(60);
@@ -79,7 +77,7 @@ pub async fn delivered(load: &Load, scale: Scale, servers: &Servers, what: &str)
     ])
 }
 
-/// The same puts without watchers and beside many that none of them concerns, in turn.
+/// What many watchers hold, and the same puts without them and beside them, none of which concerns them.
 pub async fn beside_puts(load: &Load, scale: Scale, servers: &Servers, what: &str) -> Result<Vec<Figure>, String> {
     let links = Links::open(servers.endpoints(), load.conns).await?;
     let watching_links = Links::open(servers.endpoints(), load.conns).await?;
@@ -99,25 +97,31 @@ pub async fn beside_puts(load: &Load, scale: Scale, servers: &Servers, what: &st
         value_bytes: VALUE_BYTES,
     };
     assert!(watching.watchers() == watchers, "{watchers} watchers on {STREAMS} streams leave a rest");
+    // Counted before anything was written: a heap that was large once has room for watchers, and shows none of them.
+    tokio::time::sleep(scale.time(SETTLE)).await;
+    let before = reading(servers)?.memory.resident_bytes as f64;
+    let streams = watching.open(&watching_links).await?;
+    tokio::time::sleep(scale.time(SETTLE)).await;
+    let memory = (reading(servers)?.memory.resident_bytes as f64 - before) / watchers as f64;
+
+    // Beside, without, without, beside: a store that grows slows both alike.
     flawless(&warm_up(load), &links, what).await?;
-    let mut without = vec![flawless(load, &links, what).await?];
-    let mut beside = Vec::new();
-    let mut memory = 0.0;
-    for turn in 0..TURNS {
-        tokio::time::sleep(scale.time(SETTLE)).await;
-        let before = reading(servers)?.memory.resident_bytes;
-        let streams = watching.open(&watching_links).await?;
-        tokio::time::sleep(scale.time(SETTLE)).await;
-        // Later ones find room that the first ones have left.
-        if turn == 0 {
-            memory = (reading(servers)?.memory.resident_bytes as f64 - before as f64) / watchers as f64;
-        }
-        beside.push(flawless(load, &links, what).await?);
+    let mut beside = vec![flawless(load, &links, what).await?];
+    let shown = async |streams| {
         let progress = Progress::counting(what, watching.expected());
         whole(watching.put_before(streams, &watching_links, &progress).await?, what)?;
         tokio::time::sleep(scale.time(SETTLE)).await;
+        Ok::<(), String>(())
+    };
+    shown(streams).await?;
+    let mut without = Vec::new();
+    for _ in 0..2 {
         without.push(flawless(load, &links, what).await?);
     }
+    let streams = watching.open(&watching_links).await?;
+    tokio::time::sleep(scale.time(SETTLE)).await;
+    beside.push(flawless(load, &links, what).await?);
+    shown(streams).await?;
     let rate = |outcomes: &[Outcome]| {
         let requests: u64 = outcomes.iter().map(Outcome::succeeded).sum();
         requests as f64 / outcomes.iter().map(|outcome| outcome.elapsed.as_secs_f64()).sum::<f64>()

@@ -105,6 +105,18 @@ impl RedbCheckpoint {
         self.read_applied(&transaction)
     }
 
+    /// Writes a batch that is durable with the next one of `write`: for a file that nobody uses before that. Hundreds of
+    /// syncs less make a large one twice as fast.
+    pub fn write_ahead(&mut self, batch: &Batch) -> Result<(), Failure> {
+        let begin = || -> Result<WriteTransaction, redb::Error> {
+            let mut transaction = self.database.begin_write()?;
+            transaction.set_durability(Durability::None).expect("no savepoint was made in this transaction");
+            Ok(transaction)
+        };
+        let written = begin().and_then(|transaction| write_batch(transaction, batch));
+        written.map_err(|error| redb_failure(&self.path, error))
+    }
+
     fn check_format(&self) -> Result<(), Failure> {
         let transaction = guarded(&self.path, || Ok(self.database.begin_read()?))?;
         let format = self.meta_bytes(&transaction, schema::META_FORMAT)?;
@@ -166,7 +178,8 @@ impl RedbCheckpoint {
 impl Checkpoint for RedbCheckpoint {
     fn write(&mut self, batch: &Batch) -> Result<Arc<dyn Tables>, Failure> {
         // No catch_unwind around a write transaction (D13): a panic here ends the flusher, and with it the process.
-        write_batch(&self.database, batch).map_err(|error| redb_failure(&self.path, error))?;
+        let written = begin_write(&self.database).and_then(|transaction| write_batch(transaction, batch));
+        written.map_err(|error| redb_failure(&self.path, error))?;
         self.tables()
     }
 
@@ -219,8 +232,7 @@ fn begin_write(database: &Database) -> Result<WriteTransaction, redb::Error> {
     Ok(transaction)
 }
 
-fn write_batch(database: &Database, batch: &Batch) -> Result<(), redb::Error> {
-    let transaction = begin_write(database)?;
+fn write_batch(transaction: WriteTransaction, batch: &Batch) -> Result<(), redb::Error> {
     {
         let mut headers = transaction.open_table(schema::HEADERS)?;
         let mut values = transaction.open_table(schema::VALUES)?;
