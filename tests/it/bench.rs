@@ -206,7 +206,7 @@ async fn two_programs_are_compared_in_every_case_and_nothing_is_left_of_it() {
                 "memory, bytes/watcher",
             ],
         ),
-        ("catch-up", 1, &["events/s", "server CPU, µs/event"]),
+        ("catch-up", 1, &["events/s (30 s at most)", "server CPU, µs/event"]),
         ("lease-expiry", 1, &["p99 without it, ms", "p99 beside it, ms", "first one due to last one gone, s"]),
         (
             "snapshot-save",

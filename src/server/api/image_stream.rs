@@ -154,11 +154,11 @@ mod tests {
             let waiting = tokio::time::timeout(std::time::Duration::from_millis(20), stream.next()).await;
             assert!(waiting.is_err(), "nothing of chunk {number} can be read");
             file.write_all(&[number; CHUNK_BYTES]).unwrap();
-            sender.send_replace(Ok(u64::from(number) * CHUNK_BYTES as u64));
+            drop(sender.send_replace(Ok(u64::from(number) * CHUNK_BYTES as u64)));
             let chunk = stream.next().await.unwrap().unwrap();
             assert_eq!((chunk.blob.len(), chunk.blob[0]), (CHUNK_BYTES, number));
         }
-        sender.send_replace(Err("no room".to_owned()));
+        drop(sender.send_replace(Err("no room".to_owned())));
         let failed = stream.next().await.unwrap().unwrap_err();
         assert_eq!((failed.code(), failed.message()), (tonic::Code::Unknown, "no room"));
         assert!(stream.next().await.is_none());

@@ -41,6 +41,10 @@ use crate::server::checkpoint::tables::redb_failure;
 /// Pages that redb may keep in memory. Small: requests read from the index and the ring, old values from the page cache.
 pub const CACHE_BYTES: usize = 16 << 20;
 
+/// As much of a file that is shrunk is kept: every page is looked at about ten times, and nobody else needs the memory of
+/// a member that stands still.
+const SHRINK_CACHE_BYTES_MAX: usize = 1 << 30;
+
 /// Stands behind the name of a file that is being created.
 pub const NEW_SUFFIX: &str = ".new";
 
@@ -89,9 +93,12 @@ impl RedbCheckpoint {
     /// database is never given to it.
     pub fn shrink(path: &Path) -> Result<(), Failure> {
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(Failure::io("cannot open", path))?;
-        let mut database = guarded(path, || Ok(Database::builder().set_cache_size(CACHE_BYTES).create_file(file)?))?;
-        // Each pass makes room for the next, until one finds nothing to move.
-        while database.compact().map_err(|error| redb_failure(path, error.into()))? {}
+        let length = file.metadata().map_err(Failure::io("cannot stat", path))?.len();
+        let cache =
+            usize::try_from(length).unwrap_or(SHRINK_CACHE_BYTES_MAX).clamp(CACHE_BYTES, SHRINK_CACHE_BYTES_MAX);
+        let mut database = guarded(path, || Ok(Database::builder().set_cache_size(cache).create_file(file)?))?;
+        // Moves pages until it finds none to move.
+        database.compact().map_err(|error| redb_failure(path, error.into()))?;
         Ok(())
     }
 

@@ -117,6 +117,21 @@ fn pairs_of_every_size_around_a_page_fit() {
 }
 
 #[test]
+fn two_pairs_larger_than_a_page_share_three() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let mut seed = Seed(6);
+    let mut records = records(&mut seed, 400, 0);
+    records.retain(|record| !record.tombstone);
+    records.iter_mut().for_each(|record| record.kv.value = vec![b'x'; 4096].into());
+    let count = records.len() as u64;
+    write(&state(&mut seed, records, 0, 5), &path);
+    let pages = BoltFile::open(&path).unwrap().image_bytes() / PAGE_BYTES as u64;
+    // Metas, the free page, branches and the other buckets beside them.
+    assert!((count * 3 / 2..count * 3 / 2 + 12).contains(&pages), "{pages} pages for {count} pairs");
+}
+
+#[test]
 fn all_ten_buckets_are_there_and_empty_ones_are_inline() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");

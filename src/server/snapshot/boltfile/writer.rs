@@ -35,6 +35,9 @@ const FIRST_PAGE: u64 = 3;
 /// A bucket of one leaf up to this size lies in its parent, as bbolt does it.
 const INLINE_BYTES_MAX: usize = PAGE_BYTES / 4;
 
+/// Elements that share a page however large they are.
+const ELEMENTS_MIN: usize = 2;
+
 /// Bytes collected before they go to the file.
 const BUFFER_BYTES: usize = 1 << 18;
 
@@ -275,9 +278,10 @@ impl PageBuilder {
         PageBuilder { flags, elements: Vec::new(), data: Vec::new() }
     }
 
-    /// Whether another element with this much data goes in. The first one always does: it overflows.
+    /// Whether another element with this much data goes in. The first two always do, as in bbolt, and overflow: two
+    /// values of a little more than a page then take three pages, not four.
     fn fits(&self, bytes: usize) -> bool {
-        self.elements.is_empty() || self.page_bytes() + ELEMENT_BYTES + bytes <= PAGE_BYTES
+        self.elements.len() < ELEMENTS_MIN || self.page_bytes() + ELEMENT_BYTES + bytes <= PAGE_BYTES
     }
 
     fn page_bytes(&self) -> usize {
