@@ -123,7 +123,7 @@ async fn interrupted() -> Result<u8, Failed> {
 async fn dispatch(options: &Options) -> Result<ExitCode, Failed> {
     let meaning = |error: options::MeaningError| Failed { text: error.to_string(), code: EXIT_USAGE };
     if let Command::Compare(compare) = &options.command {
-        options.common.check_for_compare().map_err(meaning)?;
+        options.common.check_for_compare().and_then(|()| compare.check()).map_err(meaning)?;
         return Box::pin(compare::run(compare, &options.common)).await;
     }
     if let Some(watching) = options.command.watching(&options.common) {

@@ -305,6 +305,8 @@ pub enum MeaningError {
     NoFloor(&'static str),
     #[error("compare starts its own servers: --{0} has no meaning there")]
     NotForCompare(&'static str),
+    #[error("leader-kill is for members that elect another leader: --members must be 3")]
+    NobodyElseLeads,
 }
 
 fn members(text: &str) -> Result<usize, String> {
@@ -348,6 +350,16 @@ impl Common {
         match given.into_iter().find(|(_, given)| *given) {
             Some((name, _)) => Err(MeaningError::NotForCompare(name)),
             None => Ok(()),
+        }
+    }
+}
+
+impl CompareOptions {
+    /// Refuses cases that the clusters asked for cannot show.
+    pub fn check(&self) -> Result<(), MeaningError> {
+        match self.members {
+            Some(1) if self.cases.contains(&Case::LeaderKill) => Err(MeaningError::NobodyElseLeads),
+            _ => Ok(()),
         }
     }
 }
@@ -593,5 +605,20 @@ mod tests {
         check("compare --against x --json --floors", Ok(()));
         check("--endpoints h:1 compare --against x", Err("endpoints"));
         check("compare --against x --conns 5", Err("conns"));
+    }
+
+    #[test]
+    fn cases_are_refused_where_they_show_nothing() {
+        let check = |words: &str, expected: Result<(), MeaningError>| {
+            let line = format!("bench compare --against x {words}");
+            let options = Options::try_parse_from(line.split_whitespace()).expect("readable");
+            let Command::Compare(compare) = options.command else { panic!("{line} compares") };
+            assert_eq!(compare.check(), expected, "{words}");
+        };
+        check("", Ok(()));
+        check("--members 1", Ok(()));
+        check("--cases leader-kill", Ok(()));
+        check("--cases idle,leader-kill --members 3", Ok(()));
+        check("--cases idle,leader-kill --members 1", Err(MeaningError::NobodyElseLeads));
     }
 }

@@ -106,6 +106,12 @@ impl Watching {
     /// Opens all streams, waits until every watcher is there, puts, and waits for the last event.
     pub async fn run(&self, links: &Links, progress: &Progress) -> Result<Seen, String> {
         progress.say("watchers");
+        let streams = self.open(links).await?;
+        self.put_before(streams, links, progress).await
+    }
+
+    /// Opens all streams and waits until every watcher is there.
+    pub async fn open(&self, links: &Links) -> Result<Vec<DirectWatch>, String> {
         let mut opening = JoinSet::new();
         for (stream, link) in (0..self.streams).zip(links.links().iter().cycle()) {
             opening.spawn(open(self.clone(), stream, link.clone()));
@@ -114,6 +120,16 @@ impl Watching {
         while let Some(opened) = opening.join_next().await {
             streams.push(opened.map_err(|error| format!("a stream ended: {error}"))??);
         }
+        Ok(streams)
+    }
+
+    /// Puts before the eyes of open streams, waits for the last event, and closes them.
+    pub async fn put_before(
+        &self,
+        streams: Vec<DirectWatch>,
+        links: &Links,
+        progress: &Progress,
+    ) -> Result<Seen, String> {
         progress.say(self.name);
         let shared = Arc::new(Shared {
             watching: self.clone(),

@@ -3,6 +3,7 @@
 //! A load generator shares its cores with the server that it judges, so a request must cost it little: `Client` spends
 //! about as much on choosing a connection and guarding an attempt as on the request itself.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use bytes::BufMut;
@@ -36,6 +37,8 @@ use crate::proto::etcdserverpb::PutRequest;
 use crate::proto::etcdserverpb::PutResponse;
 use crate::proto::etcdserverpb::RangeRequest;
 use crate::proto::etcdserverpb::RangeResponse;
+use crate::proto::etcdserverpb::SnapshotRequest;
+use crate::proto::etcdserverpb::SnapshotResponse;
 use crate::proto::etcdserverpb::TxnRequest;
 use crate::proto::etcdserverpb::TxnResponse;
 use crate::proto::etcdserverpb::WatchCreateRequest;
@@ -75,6 +78,7 @@ struct Targets {
     lease_revoke: Uri,
     lease_keep_alive: Uri,
     watch: Uri,
+    snapshot: Uri,
 }
 
 impl Direct {
@@ -99,6 +103,7 @@ impl Direct {
             lease_revoke: target("Lease/LeaseRevoke")?,
             lease_keep_alive: target("Lease/LeaseKeepAlive")?,
             watch: target("Watch/Watch")?,
+            snapshot: target("Maintenance/Snapshot")?,
         });
         let socket = parsed.dial().await?;
         let (sender, connection) = h2::client::Builder::new()
@@ -159,7 +164,14 @@ impl Direct {
     /// Opens a stream of watches.
     pub async fn watch(&mut self) -> Result<DirectWatch, DirectError> {
         let (answer, requests) = self.open_stream(self.targets.watch.clone()).await?;
-        Ok(DirectWatch { requests, answer: Some(answer), body: None, buffer: BytesMut::new() })
+        Ok(DirectWatch { requests, responses: Responses::new(answer) })
+    }
+
+    /// The member's database in chunks, its digest last.
+    pub async fn snapshot(&mut self) -> Result<Responses<SnapshotResponse>, DirectError> {
+        let (answer, mut requests) = self.open_stream(self.targets.snapshot.clone()).await?;
+        requests.send_data(frame(&SnapshotRequest {}), true).map_err(lost)?;
+        Ok(Responses::new(answer))
     }
 
     async fn open_stream(&mut self, target: Uri) -> Result<(ResponseFuture, SendStream<Bytes>), DirectError> {
@@ -188,11 +200,7 @@ impl Direct {
 /// A stream of watches, without any of what `client::watch` does to keep it going.
 pub struct DirectWatch {
     requests: SendStream<Bytes>,
-    /// Until the server has begun to answer.
-    answer: Option<ResponseFuture>,
-    body: Option<RecvStream>,
-    /// What has come of the next response.
-    buffer: BytesMut,
+    responses: Responses<WatchResponse>,
 }
 
 impl DirectWatch {
@@ -202,21 +210,46 @@ impl DirectWatch {
         self.requests.send_data(frame(&request), false).map_err(lost)
     }
 
-    /// The next response.
+    /// The next response: this stream has no good end.
     pub async fn next(&mut self) -> Result<WatchResponse, DirectError> {
+        let response = self.responses.next().await?;
+        response.ok_or_else(|| DirectError::Lost("the stream has ended".to_owned()))
+    }
+}
+
+/// Responses that come one after the other.
+pub struct Responses<R> {
+    /// Until the server has begun to answer.
+    answer: Option<ResponseFuture>,
+    body: Option<RecvStream>,
+    /// What has come of the next response.
+    buffer: BytesMut,
+    kind: PhantomData<fn() -> R>,
+}
+
+impl<R: Message + Default> Responses<R> {
+    fn new(answer: ResponseFuture) -> Responses<R> {
+        Responses { answer: Some(answer), body: None, buffer: BytesMut::new(), kind: PhantomData }
+    }
+
+    /// The next response; `None` when the server says that there was the last.
+    pub async fn next(&mut self) -> Result<Option<R>, DirectError> {
         loop {
             if let Some(response) = self.whole()? {
-                return Ok(response);
+                return Ok(Some(response));
             }
             if let Some(answer) = self.answer.take() {
                 self.body = Some(body_of(answer).await?);
             }
-            let ended = || DirectError::Lost("the stream has ended".to_owned());
-            let body = self.body.as_mut().ok_or_else(ended)?;
+            let Some(body) = self.body.as_mut() else { return Ok(None) };
             let Some(piece) = body.data().await else {
                 let trailers = body.trailers().await.map_err(lost)?.unwrap_or_default();
                 accept(Status::from_header_map(&trailers).unwrap_or_else(|| Status::unknown("no grpc-status")))?;
-                return Err(ended());
+                self.body = None;
+                return match self.buffer.len() {
+                    0 => Ok(None),
+                    bytes => Err(DirectError::Lost(format!("the stream has ended {bytes} bytes into a response"))),
+                };
             };
             let piece = piece.map_err(lost)?;
             body.flow_control().release_capacity(piece.len()).map_err(lost)?;
@@ -225,7 +258,7 @@ impl DirectWatch {
     }
 
     /// A response that has come whole.
-    fn whole(&mut self) -> Result<Option<WatchResponse>, DirectError> {
+    fn whole(&mut self) -> Result<Option<R>, DirectError> {
         let Some(length) = self.buffer.get(1..FRAME_HEAD_BYTES) else { return Ok(None) };
         let length = length.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
         if length > RECEIVE_BYTES_MAX {

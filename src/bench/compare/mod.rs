@@ -10,12 +10,16 @@
 //! ```
 
 mod case;
+mod failover;
+mod leases;
 mod machine;
 mod markdown;
 mod rounds;
+mod saving;
 mod servers;
 mod stats;
 mod table;
+mod watches;
 
 use std::path::Path;
 use std::path::PathBuf;

@@ -10,7 +10,11 @@ use tokio::task::JoinSet;
 use super::case::Case;
 use super::case::Measure;
 use super::case::Trial;
+use super::failover;
+use super::leases;
+use super::saving;
 use super::servers::Servers;
+use super::watches;
 use crate::bench::keys;
 use crate::bench::keys::Keys;
 use crate::bench::load::Links;
@@ -18,7 +22,6 @@ use crate::bench::load::Load;
 use crate::bench::load::Outcome;
 use crate::bench::progress::Progress;
 use crate::bench::usage::Reading;
-use crate::bench::watching::Watching;
 use crate::bench::workload::Ranges;
 use crate::bench::workload::Work;
 use crate::client::direct::Direct;
@@ -27,8 +30,8 @@ use crate::proto::etcdserverpb::CompactionRequest;
 use crate::proto::etcdserverpb::RangeRequest;
 
 /// Bytes of every value.
-const VALUE_BYTES: usize = 256;
-const KEY_BYTES: usize = 16;
+pub const VALUE_BYTES: usize = 256;
+pub const KEY_BYTES: usize = 16;
 /// Keys that ranges choose from.
 const RANGE_KEYS: u64 = 10_000;
 /// Keys of a page.
@@ -41,19 +44,17 @@ const TXN_PUTS: u64 = 100;
 /// A list that takes longer counts as one that takes so long: etcd 3.5.1 needs nine minutes for a million keys, which
 /// no comparison of five rounds has. Its figure is then a lower bound.
 const LIST_PATIENCE: Duration = Duration::from_secs(60);
-/// Watchers of one key.
-const STREAMS: u32 = 100;
-const WATCHERS_PER_STREAM: u32 = 100;
-/// Puts whose events have time to arrive: so many, and so many a second.
-const PACED_PUTS: u64 = 50;
-const PACED_RATE: u64 = 10;
+/// Keys whose revisions a watcher from the first one on is told of, and bytes of their values: what such a watcher costs
+/// is the finding and the sending of revisions, not of bytes.
+const CATCH_UP_KEYS: u64 = 100_000;
+const SMALL_VALUE_BYTES: usize = 16;
 /// Of a case's requests, before counting.
 const WARM_UP_SHARE: u64 = 5;
 /// What quick runs leave of the work.
 const QUICK_SHARE: u64 = 50;
 /// How long a fresh or filled member is left alone before its memory is read: writes to the database file and garbage
 /// collection come late.
-const SETTLE: Duration = Duration::from_secs(3);
+pub const SETTLE: Duration = Duration::from_secs(3);
 /// How long an idle member's CPU time is counted.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -67,11 +68,11 @@ pub struct Scale {
 pub type Figure = (Measure, f64);
 
 impl Scale {
-    fn requests(&self, full: u64) -> u64 {
+    pub fn requests(&self, full: u64) -> u64 {
         if self.quick { (full / QUICK_SHARE).max(1) } else { full }
     }
 
-    fn time(&self, full: Duration) -> Duration {
+    pub fn time(&self, full: Duration) -> Duration {
         if self.quick { full / QUICK_SHARE as u32 } else { full }
     }
 
@@ -94,9 +95,11 @@ impl Scale {
             }
             Case::KeepAlive100 => ("lease-keepalive", Work::KeepAlive { leases: 1 }),
             Case::Compaction => ("put", Work::Put { keys: spread(true, self.requests(COMPACTED_KEYS)), value }),
-            Case::Idle | Case::Put1 | Case::Put100 | Case::Put1000 | Case::Keys100k | Case::Keys1m | Case::Watch100 => {
-                ("put", Work::Put { keys: spread(true, total), value })
+            Case::CatchUp => {
+                let value = keys::value(SMALL_VALUE_BYTES);
+                ("put", Work::Put { keys: spread(true, self.requests(CATCH_UP_KEYS)), value })
             }
+            _ => ("put", Work::Put { keys: spread(true, total), value }),
         };
         Load { name, conns, clients, total, rate: 0, work }
     }
@@ -111,7 +114,12 @@ pub async fn run(trial: Trial, scale: Scale, binary: &Path, dir: &Path, what: &s
     match trial.case {
         Case::Idle => idle(scale, &servers, what).await,
         Case::Put1 | Case::Put100 | Case::Put1000 | Case::KeepAlive100 => loaded(&load, None, &servers, what).await,
-        Case::Watch100 => watched(&load, scale, &servers, what).await,
+        Case::Watch100 => watches::delivered(&load, scale, &servers, what).await,
+        Case::Watchers50k => watches::beside_puts(&load, scale, &servers, what).await,
+        Case::CatchUp => watches::from_the_first(&load, &servers, what).await,
+        Case::LeaseExpiry => leases::expired(&load, scale, &servers, what).await,
+        Case::SnapshotSave => saving::saved(&load, scale, &servers, what).await,
+        Case::LeaderKill => failover::leader_killed(&load, scale, servers, what).await,
         Case::Range100 | Case::Range1 => {
             let keys = Keys { size: KEY_BYTES, space: scale.requests(RANGE_KEYS), sequential: true };
             let fill = Work::Put { keys, value: keys::value(VALUE_BYTES) };
@@ -143,8 +151,7 @@ async fn loaded(load: &Load, fill: Option<&Load>, servers: &Servers, what: &str)
         flawless(fill, &links, what).await?;
     }
     load.prepare(&links).await?;
-    let warm_up = Load { total: (load.total / WARM_UP_SHARE).max(1), ..load.clone() };
-    flawless(&warm_up, &links, what).await?;
+    flawless(&warm_up(load), &links, what).await?;
     let before = reading(servers)?;
     let outcome = flawless(load, &links, what).await?;
     let after = reading(servers)?;
@@ -190,43 +197,6 @@ async fn many_keys(scale: Scale, load: &Load, mut servers: Servers, what: &str) 
     Ok(figures)
 }
 
-/// Puts as fast as one client makes them, which no server delivers as fast; then so seldom that nothing piles up.
-async fn watched(load: &Load, scale: Scale, servers: &Servers, what: &str) -> Result<Vec<Figure>, String> {
-    let links = Links::open(servers.endpoints(), load.conns).await?;
-    let busy = Watching {
-        name: "watch",
-        conns: load.conns,
-        streams: STREAMS,
-        watchers_per_stream: WATCHERS_PER_STREAM,
-        watched: 1,
-        prev_kv: false,
-        clients: load.clients,
-        puts: load.total,
-        rate: 0,
-        keys: Keys { size: KEY_BYTES, space: 1, sequential: true },
-        value_bytes: VALUE_BYTES,
-    };
-    let run = async |watching: &Watching| {
-        let seen = watching.run(&links, &Progress::counting(what, watching.expected())).await?;
-        match seen.failures.keys().next() {
-            None => Ok(seen),
-            Some(error) => Err(format!("{what}: {error}")),
-        }
-    };
-    run(&Watching { puts: (load.total / WARM_UP_SHARE).max(1), ..busy.clone() }).await?;
-    let before = reading(servers)?;
-    let seen = run(&busy).await?;
-    let spent = reading(servers)?.cpu() - before.cpu();
-    let paced = Watching { puts: scale.requests(PACED_PUTS), rate: PACED_RATE, ..busy };
-    let delivery = run(&paced).await?.delivery.ok_or_else(|| format!("{what}: no event has come"))?;
-    Ok(vec![
-        (Measure::EventsPerSecond, seen.events_per_second()),
-        (Measure::CpuMicrosEvent, spent.as_secs_f64() * 1e6 / seen.events.max(1) as f64),
-        (Measure::DeliveryP50, delivery.p50),
-        (Measure::DeliveryP99, delivery.p99),
-    ])
-}
-
 /// The same puts twice on a store with many superseded revisions: left alone, and while these are compacted.
 async fn compacted(scale: Scale, load: &Load, servers: &Servers, what: &str) -> Result<Vec<Figure>, String> {
     let links = Links::open(servers.endpoints(), load.conns).await?;
@@ -241,7 +211,7 @@ async fn compacted(scale: Scale, load: &Load, servers: &Servers, what: &str) -> 
     let read = RangeRequest { key: Bytes::from_static(b"revision"), ..RangeRequest::default() };
     let revision = direct.range(&read).await.map_err(told)?.header.map_or(0, |header| header.revision);
     tokio::time::sleep(scale.time(SETTLE)).await;
-    flawless(&Load { total: (load.total / WARM_UP_SHARE).max(1), ..load.clone() }, &links, what).await?;
+    flawless(&warm_up(load), &links, what).await?;
     let before = flawless(load, &links, what).await?;
 
     // Physical: the answer comes when the last of it is deleted.
@@ -252,8 +222,7 @@ async fn compacted(scale: Scale, load: &Load, servers: &Servers, what: &str) -> 
     let meanwhile = endless.run_while(&links, &Progress::waiting(what), compaction).await;
     answer.ok_or_else(|| format!("{what}: the compaction was not waited for"))?.map_err(told)?;
     let meanwhile = without_failures(meanwhile, what)?;
-    let p99 = |outcome: &Outcome| outcome.all.map(|all| all.p99).ok_or_else(|| format!("{what}: no put was answered"));
-    let (quiet, busy) = (p99(&before)?, p99(&meanwhile)?);
+    let (quiet, busy) = (p99(&before, what)?, p99(&meanwhile, what)?);
     Ok(vec![
         (Measure::P99Before, quiet),
         (Measure::P99Meanwhile, busy),
@@ -266,12 +235,17 @@ fn everything() -> (Bytes, Bytes) {
     Ranges::Keys(Keys { size: KEY_BYTES, space: 1, sequential: true }).to_end()
 }
 
+/// What is done before counting.
+pub fn warm_up(load: &Load) -> Load {
+    Load { total: (load.total / WARM_UP_SHARE).max(1), ..load.clone() }
+}
+
 /// Runs a load in which nothing may fail: figures of a server that refuses would not compare.
-async fn flawless(load: &Load, links: &Links, what: &str) -> Result<Outcome, String> {
+pub async fn flawless(load: &Load, links: &Links, what: &str) -> Result<Outcome, String> {
     without_failures(load.run(links, &Progress::counting(what, load.total)).await, what)
 }
 
-fn without_failures(outcome: Outcome, what: &str) -> Result<Outcome, String> {
+pub fn without_failures(outcome: Outcome, what: &str) -> Result<Outcome, String> {
     match outcome.failures.iter().next() {
         None => Ok(outcome),
         Some((error, count)) => {
@@ -281,10 +255,15 @@ fn without_failures(outcome: Outcome, what: &str) -> Result<Outcome, String> {
     }
 }
 
-fn reading(servers: &Servers) -> Result<Reading, String> {
+/// The 99th percentile of a load's answers, in milliseconds.
+pub fn p99(outcome: &Outcome, what: &str) -> Result<f64, String> {
+    outcome.all.map(|all| all.p99).ok_or_else(|| format!("{what}: no request was answered"))
+}
+
+pub fn reading(servers: &Servers) -> Result<Reading, String> {
     Reading::of(&servers.pids()).map_err(|error| error.to_string())
 }
 
-fn megabytes(reading: &Reading) -> f64 {
+pub fn megabytes(reading: &Reading) -> f64 {
     reading.memory.resident_bytes as f64 / 1e6
 }

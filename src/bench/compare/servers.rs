@@ -10,12 +10,17 @@ use bytes::Bytes;
 use crate::bench::process;
 use crate::bench::process::Process;
 use crate::bench::process::Scratch;
+use crate::client::Client;
+use crate::client::Config;
+use crate::client::Deadline;
 use crate::client::direct::Direct;
 use crate::client::direct::DirectError;
 use crate::proto::etcdserverpb::RangeRequest;
 
 /// Longest wait for a cluster to serve: long, because the way back with a million keys is one of the cases.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a member may take to say who leads.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a member that does not serve yet is asked: a wait shorter than what is measured, a load smaller than it.
 const POLL: Duration = Duration::from_millis(3);
 
@@ -80,11 +85,56 @@ impl Servers {
         Ok(start.elapsed())
     }
 
-    async fn launch(&mut self) -> Result<(), String> {
-        for (args, log) in self.args.iter().zip(&self.logs) {
-            let process = Process::start(&self.binary, "etcd", args, log);
-            self.processes.push(process.map_err(|error| format!("cannot start {}: {error}", self.binary.display()))?);
+    /// kill -9 for one member.
+    pub fn kill(&mut self, member: usize) {
+        self.processes[member].kill();
+    }
+
+    /// Starts a killed member again and waits until all serve.
+    pub async fn restart(&mut self, member: usize) -> Result<(), String> {
+        self.processes[member] = self.process(member)?;
+        self.until_all_serve().await
+    }
+
+    /// The member that leads in the eyes of all.
+    pub async fn leader(&self) -> Result<usize, String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(leader) = self.agreed_leader().await? {
+                return Ok(leader);
+            }
+            if Instant::now() > deadline {
+                return Err(format!("the members of {} agree on no leader", self.binary.display()));
+            }
+            tokio::time::sleep(POLL).await;
         }
+    }
+
+    async fn agreed_leader(&self) -> Result<Option<usize>, String> {
+        let (mut own, mut leaders) = (Vec::new(), Vec::new());
+        for endpoint in &self.endpoints {
+            let client = Client::open(Config::new(vec![endpoint.clone()])).map_err(|error| error.to_string())?;
+            let Ok(status) = client.status(Deadline::after(STATUS_TIMEOUT)).await else { return Ok(None) };
+            own.push(status.header.map_or(0, |header| header.member_id));
+            leaders.push(status.leader);
+        }
+        let agreed = leaders.iter().all(|leader| *leader == leaders[0]);
+        Ok(own.iter().position(|id| agreed && *id == leaders[0]))
+    }
+
+    fn process(&self, member: usize) -> Result<Process, String> {
+        let process = Process::start(&self.binary, "etcd", &self.args[member], &self.logs[member]);
+        process.map_err(|error| format!("cannot start {}: {error}", self.binary.display()))
+    }
+
+    async fn launch(&mut self) -> Result<(), String> {
+        for member in 0..self.args.len() {
+            self.processes.push(self.process(member)?);
+        }
+        self.until_all_serve().await
+    }
+
+    async fn until_all_serve(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;
         for ((endpoint, process), log) in self.endpoints.iter().zip(&mut self.processes).zip(&self.logs) {
             while let Err(error) = serves(endpoint).await {

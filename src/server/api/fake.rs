@@ -334,7 +334,7 @@ impl Backend for Fake {
     async fn image(&self) -> Result<Image, Answer> {
         let mut file = tempfile::tempfile().expect("a temporary file");
         file.write_all(b"image").and_then(|()| file.rewind()).expect("a writable file");
-        Ok(Image { file, bytes: 5 })
+        Ok(Image::whole(file, 5))
     }
 
     async fn flush(&self) -> Result<(), Answer> {

@@ -84,11 +84,7 @@ pub struct Record {
 impl Record {
     /// etcd's storage key: 17 bytes, 18 with a `t` behind them for a tombstone (server.md 3.1).
     pub fn storage_key(&self) -> Vec<u8> {
-        let mut key = self.revision.storage_key().to_vec();
-        if self.tombstone {
-            key.push(b't');
-        }
-        key
+        storage_key(self.revision, self.tombstone)
     }
 
     /// The pair as etcd stores it: zero fields omitted.
@@ -126,7 +122,20 @@ pub struct Header {
     pub hashed_bytes: u32,
 }
 
+/// The key of etcd's bucket: a tombstone's has a mark behind it.
+fn storage_key(revision: Revision, tombstone: bool) -> Vec<u8> {
+    let mut key = revision.storage_key().to_vec();
+    if tombstone {
+        key.push(b't');
+    }
+    key
+}
+
 impl Header {
+    pub fn storage_key(&self) -> Vec<u8> {
+        storage_key(self.revision, self.tombstone)
+    }
+
     /// The header that goes with a record.
     pub fn of(record: &Record) -> Header {
         let length = |bytes: usize| u32::try_from(bytes).expect("a pair is far below 4 GiB: requests are limited");

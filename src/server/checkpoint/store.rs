@@ -41,6 +41,10 @@ use crate::server::checkpoint::tables::redb_failure;
 /// Pages that redb may keep in memory. Small: requests read from the index and the ring, old values from the page cache.
 pub const CACHE_BYTES: usize = 16 << 20;
 
+/// As much of a file that is shrunk is kept: every page is looked at about ten times, and nobody else needs the memory of
+/// a member that stands still.
+const SHRINK_CACHE_BYTES_MAX: usize = 1 << 30;
+
 /// Stands behind the name of a file that is being created.
 pub const NEW_SUFFIX: &str = ".new";
 
@@ -89,9 +93,12 @@ impl RedbCheckpoint {
     /// database is never given to it.
     pub fn shrink(path: &Path) -> Result<(), Failure> {
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(Failure::io("cannot open", path))?;
-        let mut database = guarded(path, || Ok(Database::builder().set_cache_size(CACHE_BYTES).create_file(file)?))?;
-        // Each pass makes room for the next, until one finds nothing to move.
-        while database.compact().map_err(|error| redb_failure(path, error.into()))? {}
+        let length = file.metadata().map_err(Failure::io("cannot stat", path))?.len();
+        let cache =
+            usize::try_from(length).unwrap_or(SHRINK_CACHE_BYTES_MAX).clamp(CACHE_BYTES, SHRINK_CACHE_BYTES_MAX);
+        let mut database = guarded(path, || Ok(Database::builder().set_cache_size(cache).create_file(file)?))?;
+        // Moves pages until it finds none to move.
+        database.compact().map_err(|error| redb_failure(path, error.into()))?;
         Ok(())
     }
 
@@ -103,6 +110,18 @@ impl RedbCheckpoint {
     pub fn applied(&self) -> Result<Applied, Failure> {
         let transaction = guarded(&self.path, || Ok(self.database.begin_read()?))?;
         self.read_applied(&transaction)
+    }
+
+    /// Writes a batch that is durable with the next one of `write`: for a file that nobody uses before that. Hundreds of
+    /// syncs less make a large one twice as fast.
+    pub fn write_ahead(&mut self, batch: &Batch) -> Result<(), Failure> {
+        let begin = || -> Result<WriteTransaction, redb::Error> {
+            let mut transaction = self.database.begin_write()?;
+            transaction.set_durability(Durability::None).expect("no savepoint was made in this transaction");
+            Ok(transaction)
+        };
+        let written = begin().and_then(|transaction| write_batch(transaction, batch));
+        written.map_err(|error| redb_failure(&self.path, error))
     }
 
     fn check_format(&self) -> Result<(), Failure> {
@@ -166,7 +185,8 @@ impl RedbCheckpoint {
 impl Checkpoint for RedbCheckpoint {
     fn write(&mut self, batch: &Batch) -> Result<Arc<dyn Tables>, Failure> {
         // No catch_unwind around a write transaction (D13): a panic here ends the flusher, and with it the process.
-        write_batch(&self.database, batch).map_err(|error| redb_failure(&self.path, error))?;
+        let written = begin_write(&self.database).and_then(|transaction| write_batch(transaction, batch));
+        written.map_err(|error| redb_failure(&self.path, error))?;
         self.tables()
     }
 
@@ -219,8 +239,7 @@ fn begin_write(database: &Database) -> Result<WriteTransaction, redb::Error> {
     Ok(transaction)
 }
 
-fn write_batch(database: &Database, batch: &Batch) -> Result<(), redb::Error> {
-    let transaction = begin_write(database)?;
+fn write_batch(transaction: WriteTransaction, batch: &Batch) -> Result<(), redb::Error> {
     {
         let mut headers = transaction.open_table(schema::HEADERS)?;
         let mut values = transaction.open_table(schema::VALUES)?;

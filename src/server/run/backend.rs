@@ -1,12 +1,12 @@
 //! The member as the API sees it: proposals, reads and facts put together from the parts.
 
 use std::io;
-use std::io::Seek;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntCounter;
+use tokio::sync::watch;
 
 use crate::common::answer::Answer;
 use crate::common::failure::Failure;
@@ -61,7 +61,7 @@ use crate::server::run::ports::ViewRecords;
 use crate::server::run::promotions::Promotions;
 use crate::server::snapshot::contents::Frozen;
 use crate::server::snapshot::hash::HashOf;
-use crate::server::snapshot::send::write_image;
+use crate::server::snapshot::send::begin_image;
 use crate::server::waiters::Desk;
 use crate::server::watch::stream::WatchStream;
 use crate::server::watch::thread::WatchHandle;
@@ -152,6 +152,16 @@ fn stop_or_answer(queue: &ApplyHandle, error: ReadError) -> Answer {
 fn stop(queue: &ApplyHandle, failure: Failure) -> Answer {
     queue.fail(failure);
     Answer::Stopped
+}
+
+/// A disk that has no room for a copy is as good as before.
+fn stop_unless_full(queue: &ApplyHandle, failure: Failure) -> Answer {
+    match failure {
+        Failure::Io { ref source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            Answer::Other(failure.to_string())
+        }
+        failure => stop(queue, failure),
+    }
 }
 
 #[tonic::async_trait]
@@ -339,22 +349,30 @@ impl Backend for MemberBackend {
 
     async fn image(&self) -> Result<Image, Answer> {
         let frozen = self.freeze().await?;
-        let (queue, dir) = (self.queue.clone(), self.snap_dir.clone());
-        blocking(move || {
-            let records = Arc::new(ViewRecords(frozen.view));
-            let state = Frozen { records, buckets: frozen.buckets, applied: frozen.applied };
-            let written = write_image(&state, &dir, bytes::Bytes::new());
-            let mut image = written.map_err(|failure| match failure {
-                // A disk that has no room for a copy is as good as before.
-                Failure::Io { ref source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                    Answer::Other(failure.to_string())
-                }
-                failure => stop(&queue, failure),
-            })?;
-            image.file.rewind().map_err(|error| Answer::Other(error.to_string()))?;
-            Ok(Image { file: image.file, bytes: image.bytes })
-        })
-        .await
+        let (queue, dir, desk) = (self.queue.clone(), self.snap_dir.clone(), self.desk.clone());
+        let begun = blocking({
+            let queue = queue.clone();
+            move || {
+                let records = Arc::new(ViewRecords(frozen.view));
+                let state = Frozen { records, buckets: frozen.buckets, applied: frozen.applied };
+                begin_image(state, &dir).map_err(|failure| stop_unless_full(&queue, failure))
+            }
+        });
+        let (growing, file) = begun.await?;
+        let bytes = growing.bytes;
+        let (sender, written) = watch::channel(Ok(0));
+        // It ends with the image, or when its reader is gone.
+        tokio::task::spawn_blocking(move || {
+            let mut grown = |bytes: u64| sender.send(Ok(bytes)).is_ok();
+            let outcome = growing.write(&mut grown, &mut || desk.applied_index());
+            match outcome {
+                Ok(()) => {}
+                // Its reader is gone: that is why it ended.
+                Err(_) if sender.is_closed() => {}
+                Err(failure) => drop(sender.send_replace(Err(stop_unless_full(&queue, failure).to_string()))),
+            }
+        });
+        Ok(Image { file, bytes, written })
     }
 
     async fn flush(&self) -> Result<(), Answer> {

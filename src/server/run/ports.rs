@@ -21,6 +21,7 @@ use crate::server::apply::ports::RaftReports;
 use crate::server::apply::ports::Snapshots;
 use crate::server::apply::queue::ApplyHandle;
 use crate::server::checkpoint::Checkpoint;
+use crate::server::checkpoint::Header;
 use crate::server::checkpoint::Record;
 use crate::server::checkpoint::flusher::Flusher;
 use crate::server::checkpoint::store::RedbCheckpoint;
@@ -184,6 +185,15 @@ impl RecordSource for ViewRecords {
         visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
     ) -> Result<(), Failure> {
         self.0.records(first, last, visit)
+    }
+
+    fn headers(
+        &self,
+        first: Revision,
+        last: Revision,
+        visit: &mut dyn FnMut(Header) -> ControlFlow<()>,
+    ) -> Result<(), Failure> {
+        self.0.headers(first, last, visit)
     }
 }
 

@@ -21,6 +21,7 @@ use crate::proto::raftpb::ConfState;
 use crate::server::checkpoint::Applied;
 use crate::server::checkpoint::Bucket;
 use crate::server::checkpoint::Buckets;
+use crate::server::checkpoint::Header;
 use crate::server::checkpoint::Record;
 use crate::server::checkpoint::Tables;
 use crate::server::checkpoint::schema::mod_revision;
@@ -30,6 +31,7 @@ use crate::server::snapshot::boltfile::KEY_BUCKET;
 use crate::server::snapshot::boltfile::reader::BoltFile;
 use crate::server::snapshot::boltfile::reader::Pairs;
 use crate::server::snapshot::boltfile::writer::BoltWriter;
+use crate::server::snapshot::boltfile::writer::Layout;
 
 /// Pairs of bucket `meta` that are our `Applied`.
 pub const CONSISTENT_INDEX: &[u8] = b"consistent_index";
@@ -48,6 +50,16 @@ pub trait RecordSource: Send + Sync {
         last: Revision,
         visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
     ) -> Result<(), Failure>;
+
+    /// The same without their values. A source that need not read these overrides it.
+    fn headers(
+        &self,
+        first: Revision,
+        last: Revision,
+        visit: &mut dyn FnMut(Header) -> ControlFlow<()>,
+    ) -> Result<(), Failure> {
+        self.records(first, last, &mut |record| visit(Header::of(&record)))
+    }
 }
 
 impl<T: Tables + ?Sized> RecordSource for T {
@@ -58,6 +70,15 @@ impl<T: Tables + ?Sized> RecordSource for T {
         visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
     ) -> Result<(), Failure> {
         Tables::records(self, first, last, visit)
+    }
+
+    fn headers(
+        &self,
+        first: Revision,
+        last: Revision,
+        visit: &mut dyn FnMut(Header) -> ControlFlow<()>,
+    ) -> Result<(), Failure> {
+        Tables::headers(self, first, last, visit)
     }
 }
 
@@ -83,18 +104,39 @@ pub struct Frozen {
     pub applied: Applied,
 }
 
+/// Whether records come with their values, or only as long as they are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Values {
+    Read,
+    Zeros,
+}
+
 /// A step through etcd's database file: a bucket begins, or the next pair of the current one.
 pub enum Part<'a> {
     Bucket(&'static str),
     Pair(&'a [u8], &'a [u8]),
 }
 
+impl Part<'_> {
+    fn write(self, writer: &mut BoltWriter) -> Result<(), Failure> {
+        match self {
+            Part::Bucket(name) => writer.bucket(name),
+            Part::Pair(key, value) => writer.pair(key, value),
+        }
+    }
+}
+
 impl Frozen {
     /// Walks what etcd's file of this state holds: all ten buckets by name, their pairs by key. Ends at the first error.
     pub fn visit(&self, visit: &mut dyn FnMut(Part<'_>) -> Result<(), Failure>) -> Result<(), Failure> {
+        self.walk(Values::Read, visit)
+    }
+
+    fn walk(&self, values: Values, visit: &mut dyn FnMut(Part<'_>) -> Result<(), Failure>) -> Result<(), Failure> {
         for name in BUCKETS {
             visit(Part::Bucket(name))?;
             match Bucket::ALL.into_iter().find(|bucket| bucket.name() == name) {
+                None if values == Values::Zeros => self.visit_headers(visit)?,
                 None => self.visit_records(visit)?,
                 Some(Bucket::Meta) => {
                     for (key, value) in self.meta() {
@@ -111,16 +153,39 @@ impl Frozen {
         Ok(())
     }
 
-    /// Writes etcd's file of this state. `rest` hears of the bytes written so far, again and again.
-    pub fn write_to(&self, writer: &mut BoltWriter, rest: &mut dyn FnMut(u64)) -> Result<(), Failure> {
+    /// Writes etcd's file of this state. `rest` sees the writer behind every pair, and ends the writing with an error.
+    pub fn write_to(
+        &self,
+        writer: &mut BoltWriter,
+        rest: &mut dyn FnMut(&BoltWriter) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         self.visit(&mut |part| {
-            match part {
-                Part::Bucket(name) => writer.bucket(name)?,
-                Part::Pair(key, value) => writer.pair(key, value)?,
-            }
-            rest(writer.written());
-            Ok(())
+            part.write(writer)?;
+            rest(writer)
         })
+    }
+
+    /// Where etcd's file of this state has its root, and its end: found out without reading values.
+    pub fn layout(&self) -> Result<Layout, Failure> {
+        let mut writer = BoltWriter::measuring();
+        self.walk(Values::Zeros, &mut |part| part.write(&mut writer))?;
+        writer.layout()
+    }
+
+    /// Records as pairs of the right length.
+    fn visit_headers(&self, visit: &mut dyn FnMut(Part<'_>) -> Result<(), Failure>) -> Result<(), Failure> {
+        let mut outcome = Ok(());
+        let mut zeros = Vec::new();
+        self.records.headers(Revision::default(), EVERYTHING_LAST, &mut |header| {
+            let key = header.storage_key();
+            let value_bytes = (header.hashed_bytes as usize).saturating_sub(key.len());
+            if zeros.len() < value_bytes {
+                zeros.resize(value_bytes, 0);
+            }
+            outcome = visit(Part::Pair(&key, &zeros[..value_bytes]));
+            if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        outcome
     }
 
     fn visit_records(&self, visit: &mut dyn FnMut(Part<'_>) -> Result<(), Failure>) -> Result<(), Failure> {

@@ -232,7 +232,8 @@ fn agreed_mark(image: &Applied, message: Applied, path: &Path) -> Result<Applied
     Ok(message)
 }
 
-/// Writes a database with these records and buckets. Its applied mark comes with the last transaction.
+/// Writes a database with these records and buckets. Its applied mark comes with the last transaction, the only one that
+/// is synced: a file that was cut short is removed and written again.
 pub fn write_database(
     records: &dyn RecordSource,
     buckets: &Buckets,
@@ -248,7 +249,7 @@ pub fn write_database(
         bytes += record.hashed_bytes();
         batch.records.push(record);
         if bytes >= CONVERT_BYTES {
-            outcome = database.write(&std::mem::take(&mut batch)).map(drop);
+            outcome = database.write_ahead(&std::mem::take(&mut batch));
             bytes = 0;
         }
         if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

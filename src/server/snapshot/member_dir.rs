@@ -185,7 +185,7 @@ impl Drop for Draft {
 pub fn write_etcd_database(state: &Frozen, path: &Path) -> Result<(), Failure> {
     let file = private_file(path)?;
     let mut writer = BoltWriter::create(file, path)?;
-    state.write_to(&mut writer, &mut |_| {})?;
+    state.write_to(&mut writer, &mut |_| Ok(()))?;
     let (file, _) = writer.finish()?;
     file.sync_all().map_err(Failure::io("cannot fsync", path))
 }

@@ -1,7 +1,8 @@
 //! Builds images for followers and for `snapshot save`, and keeps the newest ones for whoever sends them.
 //!
 //! An image is one paced pass over a frozen state into an unlinked temporary file: a slow receiver then pins disk, not the
-//! database, and nothing is left behind whatever happens.
+//! database, and nothing is left behind whatever happens. A follower is sent a file that is complete; `snapshot save` reads
+//! one while it grows, behind a first pass over headers alone that finds out what the file's first page says of its last.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -49,9 +50,65 @@ pub fn write_image(state: &Frozen, dir: &Path, v2_store_json: Bytes) -> Result<I
     let (file, path) = unlinked_file(dir)?;
     let mut writer = BoltWriter::create(file, &path)?;
     let mut pace = Pace::start();
-    state.write_to(&mut writer, &mut |written| pace.rest_when_due(written))?;
+    state.write_to(&mut writer, &mut |writer| {
+        if pace.is_due(writer) {
+            pace.rest();
+        }
+        Ok(())
+    })?;
     let (file, bytes) = writer.finish()?;
     Ok(Image { snapshot: raft_snapshot(&state.applied, v2_store_json), file, bytes })
+}
+
+/// An image that is read while it is written.
+pub struct GrowingImage {
+    state: Frozen,
+    writer: BoltWriter,
+    /// Its length in the end.
+    pub bytes: u64,
+}
+
+/// Begins an image of the state in an unlinked file in `dir`: what writes it, and a reader at its start.
+pub fn begin_image(state: Frozen, dir: &Path) -> Result<(GrowingImage, File), Failure> {
+    let layout = state.layout()?;
+    let (file, path) = unlinked_file(dir)?;
+    let reader = reopen(&file)?;
+    let writer = BoltWriter::create_as(layout, file, &path)?;
+    Ok((GrowingImage { state, writer, bytes: layout.bytes() }, reader))
+}
+
+impl GrowingImage {
+    /// Writes all of it. `grown` hears again and again how many bytes can be read, and ends the writing by answering false.
+    /// It rests only when `busy` has moved since the last time it was due: at night nobody has to wait for those who save.
+    pub fn write(self, grown: &mut dyn FnMut(u64) -> bool, busy: &mut dyn FnMut() -> u64) -> Result<(), Failure> {
+        let GrowingImage { state, mut writer, bytes } = self;
+        let mut pace = Pace::start();
+        let mut seen = busy();
+        state.write_to(&mut writer, &mut |writer| {
+            if !pace.is_due(writer) {
+                return Ok(());
+            }
+            if !grown(writer.readable()) {
+                return Err(Failure::Refused("nobody reads the image any more".to_owned()));
+            }
+            match std::mem::replace(&mut seen, busy()) == seen {
+                true => pace.go_on(),
+                false => pace.rest(),
+            }
+            Ok(())
+        })?;
+        writer.finish()?;
+        // Whoever has read it all in the meantime needs no word.
+        let _ = grown(bytes);
+        Ok(())
+    }
+}
+
+/// A handle with a position of its own, at the start: a clone of the handle would share it, opening it again through its
+/// number does not.
+fn reopen(file: &File) -> Result<File, Failure> {
+    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    File::open(&path).map_err(Failure::io("cannot open", &path))
 }
 
 /// The raft snapshot that an image of this mark belongs to.
@@ -90,12 +147,22 @@ impl Pace {
         Pace { since: Instant::now(), next_rest: PACE_BYTES }
     }
 
-    fn rest_when_due(&mut self, written: u64) {
-        if written >= self.next_rest {
-            thread::sleep(self.since.elapsed().min(REST_MAX));
-            self.since = Instant::now();
-            self.next_rest = written + PACE_BYTES;
+    /// Whether another slice is done.
+    fn is_due(&mut self, writer: &BoltWriter) -> bool {
+        let due = writer.written() >= self.next_rest;
+        if due {
+            self.next_rest = writer.written() + PACE_BYTES;
         }
+        due
+    }
+
+    fn rest(&mut self) {
+        thread::sleep(self.since.elapsed().min(REST_MAX));
+        self.go_on();
+    }
+
+    fn go_on(&mut self) {
+        self.since = Instant::now();
     }
 }
 
@@ -148,9 +215,7 @@ impl ImageSource for Images {
     fn open(&self, index: u64) -> Result<Option<Image>, Failure> {
         let images = self.lock();
         let Some(image) = images.get(&index) else { return Ok(None) };
-        // A clone of the handle would share its position; opening it again through its number does not.
-        let path = PathBuf::from(format!("/proc/self/fd/{}", image.file.as_raw_fd()));
-        let file = File::open(&path).map_err(Failure::io("cannot open", &path))?;
+        let file = reopen(&image.file)?;
         Ok(Some(Image { snapshot: image.snapshot.clone(), file, bytes: image.bytes }))
     }
 }

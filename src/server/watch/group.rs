@@ -152,6 +152,13 @@ impl Group {
         }
     }
 
+    /// Whether anybody watches the key.
+    pub fn concerns(&self, key: &[u8]) -> bool {
+        let mut somebody = false;
+        self.matching(key, &mut |_| somebody = true);
+        somebody
+    }
+
     /// Calls `visit` with the watchers of the key, in runs: those of the key itself first, then range by range.
     pub fn matching(&self, key: &[u8], visit: &mut impl FnMut(&[Slot])) {
         if let Some(members) = self.exact.get(key) {
@@ -291,6 +298,7 @@ mod tests {
         let mut found = Vec::new();
         group.matching(key, &mut |slots| found.extend_from_slice(slots));
         found.sort_unstable();
+        assert_eq!(group.concerns(key), !found.is_empty(), "{}", key.escape_ascii());
         found
     }
 

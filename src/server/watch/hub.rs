@@ -559,6 +559,11 @@ impl Hub {
         let seen = records.partition_point(|record| record.revision.main <= self.head);
         for revision in records[seen..].chunk_by(|one, next| one.revision.main == next.revision.main) {
             let main = revision[0].revision.main;
+            // The usual case where 50,000 watch what seldom changes: then a put costs them a look-up and nothing else.
+            if !revision.iter().any(|record| self.group.concerns(&record.kv.key)) {
+                self.head = self.head.max(main);
+                continue;
+            }
             let mut events: Vec<SharedEvent> = revision.iter().map(SharedEvent::new).collect();
             let header = event::header_field(&self.header(main, present));
             if let [only] = &mut events[..] {

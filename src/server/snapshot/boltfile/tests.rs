@@ -26,6 +26,7 @@ use crate::server::snapshot::contents::Import;
 use crate::server::snapshot::contents::import;
 use crate::server::snapshot::hash::HashOf;
 use crate::server::snapshot::hash::hash;
+use crate::server::snapshot::send::begin_image;
 use crate::server::snapshot::send::write_image;
 use crate::server::snapshot::testing::Seed;
 use crate::server::snapshot::testing::all_records;
@@ -51,6 +52,39 @@ fn check_round_trip(state: &Frozen, records: &[Record]) {
     assert_eq!(import.applied, state.applied);
     assert!(all_records(&import) == records, "records");
     assert_eq!(import.image_bytes(), fs::metadata(&path).unwrap().len());
+    assert!(grown(state, dir.path()) == fs::read(&path).unwrap(), "the file that is read while it grows is the same");
+}
+
+/// The state's image as it is read while it is written: at each word of its growth so much as that says.
+fn grown(state: &Frozen, dir: &Path) -> Vec<u8> {
+    use std::io::Read;
+    let (growing, mut reader) = begin_image(state.clone(), dir).unwrap();
+    let (mut read, bytes) = (Vec::new(), growing.bytes);
+    let mut grown = |readable: u64| {
+        reader.by_ref().take(readable - read.len() as u64).read_to_end(&mut read).unwrap();
+        assert_eq!(read.len() as u64, readable, "what is readable is there");
+        true
+    };
+    growing.write(&mut grown, &mut || 0).unwrap();
+    assert_eq!(read.len() as u64, bytes);
+    read
+}
+
+#[test]
+fn an_image_that_nobody_reads_is_not_written_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut seed = Seed(4);
+    let records = records(&mut seed, 3000, 5000);
+    let (growing, reader) = begin_image(state(&mut seed, records, 0, 5), dir.path()).unwrap();
+    let (bytes, mut heard) = (growing.bytes, 0);
+    let mut grown = |_| {
+        heard += 1;
+        heard < 2
+    };
+    let failure = growing.write(&mut grown, &mut || 0).unwrap_err().to_string();
+    assert_eq!((failure.as_str(), heard), ("nobody reads the image any more", 2));
+    assert!(reader.metadata().unwrap().len() < bytes);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left of it");
 }
 
 #[test]
@@ -80,6 +114,21 @@ fn pairs_of_every_size_around_a_page_fit() {
         record.kv.value = vec![b'x'; 3600 + index].into();
     }
     check_round_trip(&state(&mut seed, records.clone(), 0, 5), &records);
+}
+
+#[test]
+fn two_pairs_larger_than_a_page_share_three() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let mut seed = Seed(6);
+    let mut records = records(&mut seed, 400, 0);
+    records.retain(|record| !record.tombstone);
+    records.iter_mut().for_each(|record| record.kv.value = vec![b'x'; 4096].into());
+    let count = records.len() as u64;
+    write(&state(&mut seed, records, 0, 5), &path);
+    let pages = BoltFile::open(&path).unwrap().image_bytes() / PAGE_BYTES as u64;
+    // Metas, the free page, branches and the other buckets beside them.
+    assert!((count * 3 / 2..count * 3 / 2 + 12).contains(&pages), "{pages} pages for {count} pairs");
 }
 
 #[test]

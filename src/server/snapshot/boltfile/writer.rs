@@ -1,7 +1,9 @@
 //! Streams a new etcd database file: trees bottom up, one page a level in memory, metas last.
 //!
 //! Pages are taken in ascending order as they are written; a branch page is written when it is full and leaves one entry in
-//! the level above. The metas come last, so a file cut short has none and is refused.
+//! the level above. The metas come last, so a file cut short has none and is refused. A file that is read while it grows
+//! needs them first: then the same walk is done twice, and the first time, without a file, finds out where its root will
+//! be.
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -33,6 +35,9 @@ const FIRST_PAGE: u64 = 3;
 /// A bucket of one leaf up to this size lies in its parent, as bbolt does it.
 const INLINE_BYTES_MAX: usize = PAGE_BYTES / 4;
 
+/// Elements that share a page however large they are.
+const ELEMENTS_MIN: usize = 2;
+
 /// Bytes collected before they go to the file.
 const BUFFER_BYTES: usize = 1 << 18;
 
@@ -43,6 +48,22 @@ pub struct BoltWriter {
     bucket: Option<(&'static str, Tree)>,
     /// Bytes of pairs given so far, for whoever paces the writing.
     written: u64,
+    /// What the metas say already.
+    promised: Option<Layout>,
+}
+
+/// What the metas of a file say of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    root: u64,
+    pages: u64,
+}
+
+impl Layout {
+    /// Length of the file.
+    pub fn bytes(self) -> u64 {
+        self.pages * PAGE_BYTES as u64
+    }
 }
 
 impl BoltWriter {
@@ -51,8 +72,34 @@ impl BoltWriter {
         let mut file = BufWriter::with_capacity(BUFFER_BYTES, file);
         let start = FIRST_PAGE * PAGE_BYTES as u64;
         file.seek(SeekFrom::Start(start)).map_err(Failure::io("cannot write", path))?;
+        Ok(BoltWriter::over(Some(file), path))
+    }
+
+    /// As `create`, with the metas first: what follows must lead to this layout.
+    pub fn create_as(layout: Layout, file: File, path: &Path) -> Result<BoltWriter, Failure> {
+        write_metas(&file, path, layout)?;
+        Ok(BoltWriter { promised: Some(layout), ..BoltWriter::create(file, path)? })
+    }
+
+    /// A writer of nothing, for `layout`. Of values only the length counts.
+    pub fn measuring() -> BoltWriter {
+        BoltWriter::over(None, Path::new(""))
+    }
+
+    fn over(file: Option<BufWriter<File>>, path: &Path) -> BoltWriter {
         let out = Pages { file, path: path.to_owned(), next: FIRST_PAGE };
-        Ok(BoltWriter { out, root: Tree::default(), bucket: None, written: 0 })
+        BoltWriter { out, root: Tree::default(), bucket: None, written: 0, promised: None }
+    }
+
+    /// Where a file of all this has its root, and its end.
+    pub fn layout(mut self) -> Result<Layout, Failure> {
+        self.end()
+    }
+
+    /// Bytes of the file that can be read.
+    pub fn readable(&self) -> u64 {
+        let waiting = self.out.file.as_ref().map_or(0, |file| file.buffer().len());
+        self.out.next * PAGE_BYTES as u64 - waiting as u64
     }
 
     /// Begins a bucket; an empty one is a bucket too.
@@ -76,20 +123,24 @@ impl BoltWriter {
 
     /// Writes the root and the metas: the file, its length, nothing synced.
     pub fn finish(mut self) -> Result<(File, u64), Failure> {
-        self.end_bucket()?;
-        let root = self.root.finish(&mut self.out)?;
-        let Pages { file, path, next } = self.out;
+        let layout = self.end()?;
+        let Pages { file, path, .. } = self.out;
+        let file = file.expect("a writer that measures is not finished but asked for its layout");
         let file = file.into_inner().map_err(|error| Failure::io("cannot write", &path)(error.into_error()))?;
-        for id in [0, 1] {
-            // Two metas with the same root, as in an image that etcd saves.
-            let header = PageHeader { id, flags: META_FLAG, count: 0, overflow: 0 };
-            let meta = Meta { page_bytes: PAGE_BYTES as u32, root, freelist: NO_FREELIST, high_water: next, txid: id };
-            let mut bytes = [0; PAGE_BYTES];
-            bytes[..HEADER_BYTES].copy_from_slice(&header.encode());
-            bytes[HEADER_BYTES..HEADER_BYTES + page::META_BYTES].copy_from_slice(&meta.encode());
-            file.write_all_at(&bytes, id * PAGE_BYTES as u64).map_err(Failure::io("cannot write", &path))?;
+        match self.promised {
+            None => write_metas(&file, &path, layout)?,
+            Some(promised) if promised == layout => {}
+            Some(promised) => {
+                return Err(Failure::damaged(&path, format!("it was to be {promised:?} and has become {layout:?}")));
+            }
         }
-        Ok((file, next * PAGE_BYTES as u64))
+        Ok((file, layout.bytes()))
+    }
+
+    fn end(&mut self) -> Result<Layout, Failure> {
+        self.end_bucket()?;
+        let root = std::mem::take(&mut self.root).finish(&mut self.out)?;
+        Ok(Layout { root, pages: self.out.next })
     }
 
     fn end_bucket(&mut self) -> Result<(), Failure> {
@@ -106,9 +157,24 @@ impl BoltWriter {
     }
 }
 
+/// Two metas with the same root, as in an image that etcd saves.
+fn write_metas(file: &File, path: &Path, layout: Layout) -> Result<(), Failure> {
+    let Layout { root, pages } = layout;
+    for id in [0, 1] {
+        let header = PageHeader { id, flags: META_FLAG, count: 0, overflow: 0 };
+        let meta = Meta { page_bytes: PAGE_BYTES as u32, root, freelist: NO_FREELIST, high_water: pages, txid: id };
+        let mut bytes = [0; PAGE_BYTES];
+        bytes[..HEADER_BYTES].copy_from_slice(&header.encode());
+        bytes[HEADER_BYTES..HEADER_BYTES + page::META_BYTES].copy_from_slice(&meta.encode());
+        file.write_all_at(&bytes, id * PAGE_BYTES as u64).map_err(Failure::io("cannot write", path))?;
+    }
+    Ok(())
+}
+
 /// The file as a run of pages.
 struct Pages {
-    file: BufWriter<File>,
+    /// None where only their number is wanted.
+    file: Option<BufWriter<File>>,
     path: PathBuf,
     /// Id of the next page.
     next: u64,
@@ -118,11 +184,14 @@ impl Pages {
     /// Writes a page with its overflow: its id.
     fn write(&mut self, page: &PageBuilder) -> Result<u64, Failure> {
         let id = self.next;
-        let mut bytes = Vec::with_capacity(page.page_bytes().next_multiple_of(PAGE_BYTES));
-        page.encode(id, &mut bytes);
-        bytes.resize(bytes.len().next_multiple_of(PAGE_BYTES), 0);
-        self.file.write_all(&bytes).map_err(Failure::io("cannot write", &self.path))?;
-        self.next += (bytes.len() / PAGE_BYTES) as u64;
+        let length = page.page_bytes().next_multiple_of(PAGE_BYTES);
+        if let Some(file) = &mut self.file {
+            let mut bytes = Vec::with_capacity(length);
+            page.encode(id, &mut bytes);
+            bytes.resize(length, 0);
+            file.write_all(&bytes).map_err(Failure::io("cannot write", &self.path))?;
+        }
+        self.next += (length / PAGE_BYTES) as u64;
         Ok(id)
     }
 }
@@ -209,9 +278,10 @@ impl PageBuilder {
         PageBuilder { flags, elements: Vec::new(), data: Vec::new() }
     }
 
-    /// Whether another element with this much data goes in. The first one always does: it overflows.
+    /// Whether another element with this much data goes in. The first two always do, as in bbolt, and overflow: two
+    /// values of a little more than a page then take three pages, not four.
     fn fits(&self, bytes: usize) -> bool {
-        self.elements.is_empty() || self.page_bytes() + ELEMENT_BYTES + bytes <= PAGE_BYTES
+        self.elements.len() < ELEMENTS_MIN || self.page_bytes() + ELEMENT_BYTES + bytes <= PAGE_BYTES
     }
 
     fn page_bytes(&self) -> usize {
