@@ -15,6 +15,7 @@ mod differential_gen;
 mod differential_members;
 mod divergence;
 mod fixtures;
+mod goreman_recorded;
 mod historic;
 mod historic_lease;
 mod historic_members;
