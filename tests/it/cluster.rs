@@ -1,5 +1,6 @@
 //! Real processes: members of ours, members of real etcd, in one cluster; every one is gone when it is dropped.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
@@ -39,6 +40,9 @@ use tonic::transport::Endpoint;
 
 use crate::support::eventually;
 use crate::support::free_port;
+
+/// How both kinds refuse a revision that was compacted.
+const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 
 /// Which program a member runs.
 #[derive(Clone, Debug)]
@@ -216,24 +220,43 @@ impl Cluster {
         shared
     }
 
-    /// The same revision and the same HashKV on all running members: that hash, or a panic that shows the difference.
+    /// The same HashKV on all running members, also while somebody writes: at one revision, the highest that any of them
+    /// has told of, and at another one only when that one was compacted. That hash, or a panic that shows the difference.
     pub async fn hashes_agree(&self) -> HashKvResponse {
+        let chosen = Cell::new(None);
         eventually("equal hashes on all members", async || {
-            let mut seen: Vec<(i64, HashKvResponse)> = Vec::new();
+            let revision = match chosen.get() {
+                Some(revision) => revision,
+                None => self.highest_revision().await?,
+            };
+            chosen.set(Some(revision));
+            let mut seen: Vec<HashKvResponse> = Vec::new();
             for member in self.members.iter().filter(|member| member.is_running()) {
-                let hash = member.hash_kv(0).await.map_err(|status| format!("{}: {status}", member.name))?;
-                let revision = hash.header.as_ref().map(|header| header.revision).unwrap_or_default();
+                let hash = member.hash_kv(revision).await.map_err(|status| {
+                    if status.message() == COMPACTED {
+                        chosen.set(None);
+                    }
+                    self.logs(&format!("{} at {revision}: {status}", member.name))
+                })?;
                 // A real 3.5.1 does not know the field yet and leaves it 0.
                 let hash_revision = if hash.hash_revision == 0 { revision } else { hash.hash_revision };
-                seen.push((revision, HashKvResponse { header: None, hash_revision, ..hash }));
+                seen.push(HashKvResponse { header: None, hash_revision, ..hash });
             }
-            let same = seen.windows(2).all(|pair| pair[0] == pair[1]);
-            if !same {
-                return Err(self.logs(&format!("they are {seen:?}")));
-            }
-            seen.into_iter().next().map(|(_, first)| first).ok_or_else(|| "nobody runs".to_owned())
+            let first = *seen.first().ok_or_else(|| "nobody runs".to_owned())?;
+            let same = first.hash_revision == revision && seen.iter().all(|hash| *hash == first);
+            if same { Ok(first) } else { Err(self.logs(&format!("at {revision} they are {seen:?}"))) }
         })
         .await
+    }
+
+    /// The newest revision that a running member tells of.
+    async fn highest_revision(&self) -> Result<i64, String> {
+        let mut highest = 0;
+        for member in self.members.iter().filter(|member| member.is_running()) {
+            let status = member.status().await.map_err(|status| format!("{}: {status}", member.name))?;
+            highest = highest.max(status.header.map(|header| header.revision).unwrap_or_default());
+        }
+        Ok(highest)
     }
 
     /// `what` followed by the end of every member's log, for messages of failed tests.

@@ -19,6 +19,7 @@ use crate::differential_gen::normal_range;
 use crate::differential_gen::normal_txn;
 use crate::differential_gen::only_revision;
 use crate::oracle::oracle;
+use crate::support::from_environment;
 
 /// Steps of one run in the ordinary test run; several seeds make up some ten thousand requests.
 const STEPS: usize = 4000;
@@ -163,10 +164,6 @@ fn both_fail_the_pre_check(step: &Step, mine: &Outcome, real: &Outcome) -> bool 
     ];
     let fails = |outcome: &Outcome| matches!(&outcome.answer, Err((_, text)) if REASONS.contains(&text.as_str()));
     matches!(step, Step::Txn(_)) && fails(mine) && fails(real)
-}
-
-fn from_environment(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 #[tokio::test]

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 use std::time::Instant;
 
 use quorate::proto::etcdserverpb::Compare;
@@ -26,13 +25,8 @@ use crate::cluster::Cluster;
 use crate::cluster::Member;
 use crate::cluster::channel;
 use crate::cluster::put;
+use crate::support::PATIENCE;
 use crate::support::eventually;
-use crate::support::http_get;
-use crate::support::skipped;
-
-/// A disk whose mean sync takes longer than this is too slow for the member to let anybody else write.
-const SLOW_SYNC_SECONDS: f64 = 0.003;
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Write calls of the member's thread of this name so far.
 fn writes_of(member: &Member, thread: &str) -> u64 {
@@ -46,17 +40,6 @@ fn writes_of(member: &Member, thread: &str) -> u64 {
     count.parse().expect("a number")
 }
 
-/// The mean of all syncs of the log so far.
-async fn sync_seconds(member: &Member) -> f64 {
-    let port = member.endpoint().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
-    let (_, metrics) = http_get(port, "/metrics").await;
-    let value = |name: &str| -> f64 {
-        let line = metrics.lines().find_map(|line| line.strip_prefix(name)).expect("a metric of the log");
-        line.trim().parse().expect("a number")
-    };
-    value("etcd_disk_wal_fsync_duration_seconds_sum ") / value("etcd_disk_wal_fsync_duration_seconds_count ")
-}
-
 async fn client(member: &Member) -> KvClient<Channel> {
     KvClient::new(channel(&member.endpoint()).await.expect("it answers"))
 }
@@ -64,29 +47,26 @@ async fn client(member: &Member) -> KvClient<Channel> {
 #[tokio::test]
 async fn a_lone_clients_puts_wake_no_other_thread() {
     const PUTS: u64 = 50;
-    let cluster = Cluster::ours(1, &[]).await;
+    // A slow disk is the raft thread's own: how fast this one is does not matter here.
+    let cluster = Cluster::ours(1, &["--unsafe-no-fsync"]).await;
     let member = &cluster.members[0];
     let mut client = client(member).await;
     let mut revision = 0;
-    // Somebody else's work may make the disk slow for a while.
+    // Somebody else's work may make each write slow for a while.
     let patience = Instant::now() + PATIENCE;
     loop {
         let before = writes_of(member, "raft");
         for _ in 0..PUTS {
             let next = put(&mut client, "key", "value").await.expect("a put");
-            assert!(next > revision, "{next} after {revision}");
+            // Once each: nobody else writes.
+            assert!(revision == 0 || next == revision + 1, "{next} after {revision}");
             revision = next;
         }
         let raft = writes_of(member, "raft") - before;
         if raft <= PUTS / 5 {
             break;
         }
-        if Instant::now() > patience {
-            let seconds = sync_seconds(member).await;
-            assert!(seconds > SLOW_SYNC_SECONDS, "{raft} writes for {PUTS} puts, with syncs of {seconds} s");
-            skipped("a_lone_clients_puts_wake_no_other_thread", "the disk is too slow");
-            return;
-        }
+        assert!(Instant::now() < patience, "{raft} writes of the raft thread for {PUTS} puts");
     }
     // Two who take turns are no company that is worth less than a batch, but each ends the other's time alone.
     let mut other = self::client(member).await;

@@ -99,6 +99,38 @@ pub async fn exited(cluster: &mut Cluster, position: usize) -> ExitStatus {
     panic!("{}", cluster.logs(&format!("{} does not end", cluster.members[position].name)));
 }
 
+/// Role and term of every change that a member's raft has told of, in order.
+fn roles(member: &Member) -> Vec<(String, u64)> {
+    let text = member.log_text();
+    let lines = text.lines().filter(|line| line.contains("raft state changed"));
+    let fields = lines.filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    fields
+        .map(|fields| {
+            (fields["role"].as_str().unwrap_or_default().to_owned(), fields["term"].as_u64().unwrap_or_default())
+        })
+        .collect()
+}
+
+/// Whether this member took over in a later term than this one because it was told to: it stood at once and won. Who waits
+/// out an election timeout first asks whether it would win, as a pre-candidate.
+pub fn took_over(member: &Member, term: u64) -> bool {
+    let stood_at_once = |window: &[(String, u64)]| {
+        let [before, stood, won] = window else { return false };
+        let next = stood.1 > term && won.1 == stood.1;
+        next && before.0 != "PreCandidate" && stood.0 == "Candidate" && won.0 == "Leader"
+    };
+    roles(member).windows(3).any(stood_at_once)
+}
+
+/// Whether the leader of this term, which is gone, has told another member to take over. If not, it must have lost an
+/// election before its removal, as it may on a machine that hardly lets it run.
+pub fn handed_over(cluster: &Cluster, gone: usize, term: u64) -> bool {
+    let followed = roles(&cluster.members[gone]).iter().any(|(role, later)| role == "Follower" && *later > term);
+    let handed_over = cluster.members.iter().any(|member| took_over(member, term));
+    assert!(handed_over || followed, "{}", cluster.logs("everybody waited for an election"));
+    handed_over
+}
+
 /// Puts one key after the other, through one endpoint after the other, until it is stopped. An error is an unknown
 /// outcome.
 pub struct SteadyWriter {

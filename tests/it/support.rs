@@ -114,3 +114,8 @@ pub async fn http_get(port: u16, path: &str) -> (u16, String) {
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     (status.unwrap_or(0), body.to_owned())
 }
+
+/// A number from the environment, for longer runs by hand.
+pub fn from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}

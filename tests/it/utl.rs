@@ -51,6 +51,9 @@ pub fn text(path: &Path) -> &str {
     path.to_str().expect("temporary paths are UTF-8")
 }
 
+/// The revision to which a filled member is compacted.
+const COMPACTED: i64 = 60;
+
 /// What a filled member holds.
 pub struct Filled {
     pub revision: i64,
@@ -65,10 +68,16 @@ pub async fn fill(member: &Member) -> Filled {
         let key = format!("k/{:03}", number % 80);
         let put = PutRequest { key: key.into(), value: vec![b'v'; number * 31].into(), ..PutRequest::default() };
         client.put(put).await.expect("a put");
+        if number == 57 {
+            // The compaction is to end at a tombstone.
+            let delete = DeleteRangeRequest { key: "k/000".into(), ..DeleteRangeRequest::default() };
+            let deleted = client.delete_range(delete).await.expect("a delete").into_inner();
+            assert_eq!(deleted.header.map(|header| header.revision), Some(COMPACTED));
+        }
     }
     let range = DeleteRangeRequest { key: "k/01".into(), range_end: "k/02".into(), ..DeleteRangeRequest::default() };
     client.delete_range(range).await.expect("a delete");
-    client.compact(CompactionRequest { revision: 60, physical: true }).await.expect("a compaction");
+    client.compact(CompactionRequest { revision: COMPACTED, physical: true }).await.expect("a compaction");
     let lease = grant(member, 6000).await;
     put_with(member, "leased", lease).await.expect("a put");
     let revision = member.put("last", "one").await.expect("a put");
@@ -78,7 +87,7 @@ pub async fn fill(member: &Member) -> Filled {
 /// This member holds what the other one did.
 pub async fn holds(member: &Member, filled: &Filled) {
     let hash = member.hash_kv(filled.revision).await.expect("a hash");
-    assert_eq!((hash.hash, hash.compact_revision), (filled.hash, 60), "{}", member.name);
+    assert_eq!((hash.hash, hash.compact_revision), (filled.hash, COMPACTED), "{}", member.name);
     let shown = time_to_live(member, filled.lease, true).await.expect("shown");
     assert_eq!((shown.granted_ttl, shown.keys), (6000, vec!["leased".into()]));
     assert_eq!(member.get("last").await.expect("a read").kvs[0].value, "one");
@@ -154,7 +163,7 @@ async fn snapshots_of_every_release_are_restored_with_all_that_is_in_them() {
         assert_eq!((&ours[0], &ours[1], &ours[3]), (&theirs[0], &theirs[1], &theirs[3]), "{name}");
         assert_eq!(ours[2], "72", "{name}: live keys");
         let hash = utl(&["hashkv", text(&file)]);
-        assert_eq!(hash, format!("{}, {}, 60\n", filled.hash, filled.revision), "{name}");
+        assert_eq!(hash, format!("{}, {}, {COMPACTED}\n", filled.hash, filled.revision), "{name}");
         let alone = restored(&file, &[Program::Ours], |words| drop(utl(words))).await;
         holds(&alone.members[0], &filled).await;
         alone.members[0].put("after", "it").await.expect("a put");
@@ -299,7 +308,8 @@ async fn a_database_shrinks_offline_and_keeps_its_content() {
         // A running member has its files locked.
         let busy =
             run(Path::new(env!("CARGO_BIN_EXE_quorate")), &[&["utl", "--timeout", "100ms"], &defrag[..]].concat());
-        assert_eq!(busy.status.code(), Some(1), "{busy:?}");
+        let told = String::from_utf8_lossy(&busy.stderr);
+        assert!(busy.status.code() == Some(1) && told.contains("another process"), "{told}");
         cluster.members[0].terminate();
         let snap = data.join("member/snap");
         let database = ["db.redb", "db"].map(|name| snap.join(name)).into_iter().find(|path| path.exists());
