@@ -40,7 +40,7 @@ fn report(output: &Output) -> Value {
 }
 
 /// A run that must find nothing, and leave nothing.
-fn clean(seed: &str, faults: &str, more: &[&str]) {
+fn clean(seed: &str, faults: &str, more: &[&str]) -> Value {
     let mut dir = tempfile::tempdir().expect("a directory");
     let duration = seconds("8");
     let words = [&["--seed", seed, "--faults", faults, "--duration", &duration, "--json"], more].concat();
@@ -54,11 +54,15 @@ fn clean(seed: &str, faults: &str, more: &[&str]) {
     let count = |kind: &str| report["operations"][kind]["replied"].as_u64().unwrap_or_default();
     assert!(count("put") > 20 && count("txn") > 5 && count("linearizable range") > 20, "{report:#}");
     assert!(count("lease grant") > 5 && report["renewals"].as_u64() > Some(10), "{report:#}");
+    assert!(more.contains(&"--lockers") || report["locks_granted"].as_u64() > Some(3), "{report:#}");
+    // Logs of members that are gone were read before.
+    assert!(!report["notes"].to_string().contains("no member's log has"), "{report:#}");
     let watchers = !more.contains(&"--watchers");
     assert!(!watchers || report["watch_responses"].as_u64() > Some(100), "{report:#}");
     assert!(report["log_entries"].as_u64() > Some(50) && report["settled"] == true, "{report:#}");
     assert!(report["faults"].as_object().is_some_and(|faults| !faults.is_empty()), "{report:#}");
     assert_eq!(std::fs::read_dir(dir.path()).expect("it is there").count(), 0, "something was left behind");
+    report
 }
 
 #[test]
@@ -80,6 +84,12 @@ fn five_members_with_little_to_share_break_no_promise() {
 fn a_lone_client_of_a_lone_member_is_promised_the_same() {
     clean("4", "kill,restart,compact", &["--members", "1", "--clients", "1"]);
     clean("5", "kill,pause,compact", &["--members", "1", "--clients", "3"]);
+}
+
+#[test]
+fn members_that_come_and_go_break_no_promise() {
+    let report = clean("7", "member,kill,partition", &[]);
+    assert!(report["faults"]["member"].as_u64() > Some(0), "{report:#}");
 }
 
 /// Whether file systems can be made and mounted here; says aloud that `test` is skipped if not.
@@ -135,7 +145,7 @@ fn what_is_wrong_with_real_etcds_watches_is_found() {
 fn real_etcd_comes_out_clean() {
     let Some(oracle) = oracle("real_etcd_comes_out_clean") else { return };
     let etcd = oracle.etcd.to_str().expect("UTF-8");
-    clean("5", "kill,pause,partition,compact", &["--binary", etcd, "--watchers", "0"]);
+    clean("5", "kill,pause,partition,compact,member", &["--binary", etcd, "--watchers", "0"]);
 }
 
 /// A launcher in front of our own binary that does something to the data directory, `$data`, before each start.
