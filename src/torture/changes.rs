@@ -262,9 +262,7 @@ impl Change {
             }
             Stage::Removed(until) => (Instant::now() >= *until).then_some(Step::Wipe),
             Stage::Away(until) => (Instant::now() >= *until).then_some(Step::Add),
-            Stage::Adding { asked, url, names } => {
-                Joiner::of(asked.done()?, url, &self.before, names).map(Step::Join)
-            }
+            Stage::Adding { asked, url, names } => Joiner::of(asked.done()?, url, &self.before, names).map(Step::Join),
             Stage::Promoting(asked) | Stage::Updating(asked) => asked.done().map(|_| Step::Done),
         }
     }

@@ -351,9 +351,13 @@ mod tests {
                 }],
             }],
             renewals: vec![Renewal { connection: 1, start: 2, end: 3, lease: 4, ttl: 5 }],
-            locks: [Said::Granted { revision: 3, created: None }, Said::Elected { created: 4 }, Said::Not("no".to_owned())]
-                .map(|said| LockCall { start: 1, end: 2, key: "lock/a/1".to_owned(), said })
-                .to_vec(),
+            locks: [
+                Said::Granted { revision: 3, created: None },
+                Said::Elected { created: 4 },
+                Said::Not("no".to_owned()),
+            ]
+            .map(|said| LockCall { start: 1, end: 2, key: "lock/a/1".to_owned(), said })
+            .to_vec(),
             ..Kept::default()
         };
         let dir = tempfile::tempdir().unwrap();

@@ -184,14 +184,7 @@ impl Locker {
     }
 
     /// Waits for a lock, and renews the lease meanwhile.
-    async fn take(
-        &mut self,
-        link: &mut Link,
-        name: &str,
-        lease: i64,
-        deadline: Instant,
-        renews: bool,
-    ) -> Option<Held> {
+    async fn take(&mut self, link: &mut Link, name: &str, lease: i64, deadline: Instant, renews: bool) -> Option<Held> {
         let name = format!("{PREFIX}{name}");
         let key = format!("{name}/{lease:x}");
         let start = self.record.now();

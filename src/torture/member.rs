@@ -28,8 +28,11 @@ const NOTICE: Duration = Duration::from_secs(10);
 /// What a member says that ends because it was removed.
 const REMOVED: &str = "permanently removed from the cluster";
 /// What a joiner says that ends because it could not ask the others, or asked one that does not know of it yet.
-const JOIN_TROUBLES: [&str; 3] =
-    ["error validating peerURLs", "cannot fetch cluster info from peer urls", "incompatible with current running cluster"];
+const JOIN_TROUBLES: [&str; 3] = [
+    "error validating peerURLs",
+    "cannot fetch cluster info from peer urls",
+    "incompatible with current running cluster",
+];
 const JOIN_PAUSE: Duration = Duration::from_millis(300);
 /// The name that every etcd is started under: it makes our own binary a member.
 const NAME: &str = "etcd";

@@ -193,7 +193,8 @@ impl Judge<'_> {
                     return Err(format!("granted to a place of another time: this one is of {}", place.created));
                 }
                 if place.leads > revision {
-                    let until = if place.leads == NEVER { "for ever".to_owned() } else { format!("until {}", place.leads) };
+                    let until =
+                        if place.leads == NEVER { "for ever".to_owned() } else { format!("until {}", place.leads) };
                     return Err(format!("granted at revision {revision}, where an older one stood before it {until}"));
                 }
                 self.in_time(call, revision)
@@ -258,9 +259,12 @@ impl Judge<'_> {
             let (key, created) = guard(txn).filter(|_| !is_of_locks(request))?;
             let Ok(Response::Txn(response)) = &replayed.answers[entry] else { return None };
             let before = entry.checked_sub(1).map_or(1, |before| replayed.revisions[before]);
-            let leads =
-                self.of_key(&key).iter().any(|place| place.created == created && (place.leads..place.gone).contains(&before));
-            let detail = format!("a write guarded by {key} of {created} succeeded at {before}, where it did not hold the lock");
+            let leads = self
+                .of_key(&key)
+                .iter()
+                .any(|place| place.created == created && (place.leads..place.gone).contains(&before));
+            let detail =
+                format!("a write guarded by {key} of {created} succeeded at {before}, where it did not hold the lock");
             (response.succeeded && !leads).then_some(Violation::Guard { entry, detail })
         });
         guarded.take(VIOLATIONS_MAX).collect()
@@ -291,7 +295,9 @@ impl Judge<'_> {
 fn guard(txn: &TxnRequest) -> Option<(String, i64)> {
     let compare = txn.compare.iter().find(|compare| is_place(&compare.key))?;
     match compare.target_union {
-        Some(TargetUnion::CreateRevision(created)) => Some((String::from_utf8_lossy(&compare.key).into_owned(), created)),
+        Some(TargetUnion::CreateRevision(created)) => {
+            Some((String::from_utf8_lossy(&compare.key).into_owned(), created))
+        }
         _ => None,
     }
 }

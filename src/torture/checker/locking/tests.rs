@@ -132,7 +132,13 @@ fn a_grant_from_the_past_or_the_future_is_found() {
             let read = RangeRequest { key: "k".into(), ..RangeRequest::default() };
             let seen = Model::default().read(&read, 6);
             let outcome = Outcome::Replied(seen);
-            history.operations.push(Operation { connection: 99, start: 65, end: 66, request: Request::Range(read), outcome });
+            history.operations.push(Operation {
+                connection: 99,
+                start: 65,
+                end: 66,
+                request: Request::Range(read),
+                outcome,
+            });
             history.locks[2].start = 67;
         },
         "after 6 had been acknowledged",
@@ -146,7 +152,9 @@ fn who_was_gone_before_its_turn_is_not_elected() {
         let end = history.log.remove(7);
         history.log.remove(6);
         history.log.insert(4, end);
-        history.operations.retain(|call| !matches!(&call.request, Request::Txn(txn) if *txn.compare[0].key == *B.as_bytes()));
+        history
+            .operations
+            .retain(|call| !matches!(&call.request, Request::Txn(txn) if *txn.compare[0].key == *B.as_bytes()));
         history.locks[1].said = Said::Released { revision: 6, created: Some(2) };
         history.locks[2].said = Said::Elected { created: 3 };
     };
