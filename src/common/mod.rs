@@ -12,3 +12,4 @@ pub mod revision;
 pub mod tls;
 pub mod urls;
 pub mod version;
+pub mod yaml;

@@ -330,8 +330,12 @@ impl Proposer {
             return Err(Answer::RequestTooLarge);
         }
         let deadline = Instant::now() + self.inner.limits.request_timeout;
-        let propose = || match self.inner.company.is_alone() {
-            true => self.inner.raft.propose_here(id, data.clone()),
+        let company = &self.inner.company;
+        let propose = || match company.is_alone() {
+            true => {
+                company.writes_alone();
+                self.inner.raft.propose_here(id, data.clone())
+            }
             false => self.inner.raft.propose(id, data.clone()),
         };
         self.enter(id, Some(deadline), propose).await

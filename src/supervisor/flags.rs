@@ -1,5 +1,7 @@
 //! What was typed: goreman's flags in Go's syntax, before anything is meant by them (supervisor.md 1.1 to 1.4).
 
+use std::collections::BTreeSet;
+
 use crate::program::Manner;
 
 /// Port of the control listener when nothing else is said.
@@ -20,6 +22,8 @@ pub struct Flags {
     pub logtime: bool,
     pub rpc_server: bool,
     pub env: String,
+    /// Names of those that were typed.
+    pub given: BTreeSet<String>,
 }
 
 /// Why the command line ends here: what to print on stderr, and the exit code.
@@ -67,6 +71,7 @@ impl Flags {
             if name == "h" || name == "help" {
                 return Err(FlagExit::Listing);
             }
+            flags.given.insert(name.to_owned());
             if let Some(target) = flags.boolean(name) {
                 *target = parse_bool(name, value.as_deref())?;
                 continue;
@@ -112,6 +117,7 @@ impl Flags {
             logtime: true,
             rpc_server: true,
             env: ".env".to_owned(),
+            given: BTreeSet::new(),
         }
     }
 
@@ -168,6 +174,7 @@ pub fn usage(manner: Manner) -> String {
     };
     let tasks = [
         (format!("{head} check"), "# show the entries of the Procfile"),
+        (format!("{head} export FORMAT LOCATION"), "# write a job for each process (upstart)"),
         (format!("{head} help [TASK]"), "# show this help"),
         (format!("{head} run COMMAND [PROCESS...]"), "# control what a running `start` runs"),
         ("    start".to_owned(), "# start processes"),
@@ -194,9 +201,20 @@ fn parse_bool(name: &str, value: Option<&str>) -> Result<bool, FlagExit> {
     }
 }
 
-/// A Go integer literal: decimal, `0x`, `0b`, `0o`, a leading 0 for octal, `_` between digits.
 fn parse_uint(name: &str, text: &str) -> Result<u64, FlagExit> {
     let wrong = |why: &str| FlagExit::Wrong(format!("invalid value \"{text}\" for flag -{name}: {why}"));
+    let (digits, radix) = go_integer(text).ok_or_else(|| wrong("parse error"))?;
+    u64::from_str_radix(&digits, radix).map_err(|_| wrong("value out of range"))
+}
+
+/// What a Go integer literal stands for.
+pub fn uint(text: &str) -> Option<u64> {
+    let (digits, radix) = go_integer(text)?;
+    u64::from_str_radix(&digits, radix).ok()
+}
+
+/// Digits and base of a Go integer literal: decimal, `0x`, `0b`, `0o`, a leading 0 for octal, `_` between digits.
+fn go_integer(text: &str) -> Option<(String, u32)> {
     let lower = text.to_ascii_lowercase();
     let (digits, radix) = match lower.as_bytes() {
         [b'0', b'x', ..] => (&lower[2..], 16),
@@ -206,10 +224,8 @@ fn parse_uint(name: &str, text: &str) -> Result<u64, FlagExit> {
         _ => (lower.as_str(), 10),
     };
     let plain = digits.replace('_', "");
-    if plain.is_empty() || digits.ends_with('_') || !plain.chars().all(|digit| digit.is_digit(radix)) {
-        return Err(wrong("parse error"));
-    }
-    u64::from_str_radix(&plain, radix).map_err(|_| wrong("value out of range"))
+    let good = !plain.is_empty() && !digits.ends_with('_') && plain.chars().all(|digit| digit.is_digit(radix));
+    good.then_some((plain, radix))
 }
 
 #[cfg(test)]

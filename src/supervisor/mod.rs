@@ -14,7 +14,9 @@
 pub mod child;
 pub mod control;
 pub mod dotenv;
+pub mod dotfile;
 pub mod environment;
+pub mod export;
 pub mod flags;
 pub mod guardian;
 pub mod output;
@@ -26,6 +28,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::io::Write;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -82,7 +85,7 @@ pub fn main(words: Vec<OsString>, manner: Manner) -> ExitCode {
         Manner::Original => Flags::parse(&words, rpc_port.as_deref()),
         Manner::Native => Flags::parse_around_task(&words, rpc_port.as_deref()),
     };
-    let (flags, rest) = match parsed {
+    let (mut flags, mut rest) = match parsed {
         Ok(parsed) => parsed,
         Err(FlagExit::Listing) => {
             eprint!("{}", flags::listing(&program));
@@ -93,7 +96,15 @@ pub fn main(words: Vec<OsString>, manner: Manner) -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    match dispatch(&flags, &rest, manner) {
+    // Nobody who only types the name has his settings read.
+    let asked = !rest.is_empty();
+    let settings = if asked { dotfile::apply(Path::new(dotfile::NAME), &mut flags, &mut rest, manner) } else { Ok(()) };
+    let settings = settings.map_err(|text| (text, 1)).and_then(|()| match asked && rest.is_empty() {
+        // goreman panics here.
+        true => Err((format!("{}: args is empty", dotfile::NAME), EXIT_USAGE)),
+        false => Ok(()),
+    });
+    match settings.and_then(|()| dispatch(&flags, &rest, manner)) {
         Ok(code) => code,
         Err((text, code)) => {
             let head = if text.starts_with("chdir ") && manner == Manner::Original { "goreman" } else { &program };
@@ -121,6 +132,7 @@ fn dispatch(flags: &Flags, rest: &[String], manner: Manner) -> Result<ExitCode, 
         }
         (Some("start"), names) => start(flags, names, manner),
         (Some("run"), [command, names @ ..]) => run(flags, command, names),
+        (Some("export"), [format, location]) => export(flags, format, location, manner),
         (Some("help"), _) | (None, _) => Ok(usage(manner, ExitCode::SUCCESS)),
         (Some(word), _) if manner == Manner::Native => {
             eprintln!("quorate supervisor: unknown task \"{word}\"");
@@ -158,6 +170,19 @@ fn run(flags: &Flags, command: &str, names: &[String]) -> Result<ExitCode, Faile
     Ok(ExitCode::SUCCESS)
 }
 
+fn export(flags: &Flags, format: &str, location: &str, manner: Manner) -> Result<ExitCode, Failed> {
+    let entries = read_procfile(flags)?;
+    let jobs = export::Jobs::beside(&flags.procfile, manner == Manner::Original).map_err(|text| (text, 1))?;
+    let port = |entry: &Entry| flags.set_ports.then(|| port_of(flags, entry));
+    export::write(format, location, &entries, &jobs, &port).map_err(|text| (text, 1))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// PORT of a process, by its place in the file.
+fn port_of(flags: &Flags, entry: &Entry) -> u64 {
+    flags.base_port.saturating_add(PORT_STEP * entry.place as u64)
+}
+
 fn start(flags: &Flags, names: &[String], manner: Manner) -> Result<ExitCode, Failed> {
     let entries = select(read_procfile(flags)?, names, manner)?;
     let is_set = |key: &str| std::env::var_os(key).is_some();
@@ -167,7 +192,13 @@ fn start(flags: &Flags, names: &[String], manner: Manner) -> Result<ExitCode, Fa
     let ended = runtime.block_on(supervise(flags, entries, extra.into_iter().collect(), manner))?;
     match ended {
         Ended { fatal: Some(words), .. } => Err((words, 1)),
-        Ended { deaf: true, .. } => Ok(ExitCode::FAILURE),
+        Ended { deaf: true, .. } => {
+            if manner == Manner::Original {
+                // Ends as goreman does, but with nobody left behind. Returns only if the signal could not be raised.
+                let _ = signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGPIPE);
+            }
+            Ok(ExitCode::FAILURE)
+        }
         // goreman ends well whatever its children did.
         Ended { failures: true, .. } if manner == Manner::Native => Ok(ExitCode::FAILURE),
         _ => Ok(ExitCode::SUCCESS),
@@ -210,7 +241,10 @@ async fn supervise(
     let guardian = guardian.map_err(failed("cannot start my guardian"))?;
     let search_path = environment::search_path(&path, &program, links.as_ref());
     let slots = make_slots(flags, entries, &extra, &search_path, manner);
-    let (output, output_ended) = Output::start(std::io::stdout());
+    let (output, output_ended) = match manner {
+        Manner::Original => Output::start(Unnoticing(std::io::stdout())),
+        Manner::Native => Output::start(std::io::stdout()),
+    };
     let (request, requests) = mpsc::channel(REQUESTS_MAX);
     let server = listener.map(|listener| tokio::spawn(control::server::serve(listener, request)));
     let rules = Rules { manner, exit_on_error: flags.exit_on_error, exit_on_stop: flags.exit_on_stop };
@@ -221,6 +255,26 @@ async fn supervise(
         let _ = tokio::time::timeout(FAREWELL, server).await;
     }
     Ok(ended)
+}
+
+/// A full or closed output is not noticed, as by goreman; only a reader that goes is.
+struct Unnoticing<W>(W);
+
+impl<W: Write> Write for Unnoticing<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        unnoticed(self.0.write(bytes), bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        unnoticed(self.0.flush(), ())
+    }
+}
+
+fn unnoticed<T>(result: std::io::Result<T>, instead: T) -> std::io::Result<T> {
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Ok(instead),
+        other => other,
+    }
 }
 
 /// The control listener. goreman goes on without a word when the port is taken; natively that is an error.
@@ -257,9 +311,9 @@ fn make_slots(
     let terminal = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let look = Look { manner, time: flags.logtime, colour: manner == Manner::Original || terminal };
     let width = entries.iter().map(|entry| output::name_width(manner, &entry.name)).max().unwrap_or_default();
-    let mut seen = BTreeSet::new();
+    let mut seen: Vec<(String, usize)> = Vec::new();
     let slot = |entry: Entry| {
-        let port = flags.base_port.saturating_add(PORT_STEP * entry.place as u64);
+        let port = port_of(flags, &entry);
         let greeting = flags.set_ports.then(|| format!("Starting {} on port {port}", entry.name));
         let mut environment = extra.to_vec();
         environment.push(("PATH".to_owned(), search_path.to_owned()));
@@ -267,9 +321,12 @@ fn make_slots(
             environment.push(("PORT".to_owned(), port.to_string()));
         }
         let prefix = Prefix::new(look, entry.place, &entry.name, width);
-        let shadowed = !seen.insert(entry.name.clone());
+        let first = seen.iter().position(|(name, _)| *name == entry.name);
+        let twin = first.filter(|first| seen[*first].1 == entry.place);
+        seen.push((entry.name.clone(), entry.place));
         let mut slot = Slot::new(Process::new(entry.name, greeting), entry.command, environment, prefix);
-        slot.shadowed = shadowed;
+        slot.shadowed = first.is_some();
+        slot.twin = twin;
         slot
     };
     entries.into_iter().map(slot).collect()

@@ -46,13 +46,15 @@ pub struct Slot {
     pub prefix: Prefix,
     /// A second entry of the same name: listed, never started (supervisor.md 1.6).
     pub shadowed: bool,
+    /// The first slot of an entry that was named twice on the command line: this one shows how that one is.
+    pub twin: Option<usize>,
     /// Of the current or last start.
     group: Option<Pid>,
 }
 
 impl Slot {
     pub fn new(process: Process, command: String, environment: Vec<(String, String)>, prefix: Prefix) -> Slot {
-        Slot { process, command, environment, prefix, shadowed: false, group: None }
+        Slot { process, command, environment, prefix, shadowed: false, twin: None, group: None }
     }
 }
 
@@ -112,6 +114,11 @@ impl Supervisor {
         let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
         let mut hangup = tokio::signal::unix::signal(SignalKind::hangup())?;
         let mut quit = tokio::signal::unix::signal(SignalKind::quit())?;
+        // Of these nothing comes; unheard they would end us.
+        let _unheard = [SignalKind::user_defined1(), SignalKind::user_defined2()]
+            .into_iter()
+            .map(tokio::signal::unix::signal)
+            .collect::<std::io::Result<Vec<_>>>()?;
         for index in 0..self.slots.len() {
             if !self.slots[index].shadowed {
                 self.step_now(index, Input::Start);
@@ -253,7 +260,10 @@ impl Supervisor {
             // Whoever asked may have hung up: then nobody is told.
             Verb::List => drop(answer.send(Ok(self.lines(|_| "")))),
             Verb::Status => {
-                let star = |slot: &Slot| if slot.process.is_stopped() { " " } else { "*" };
+                let star = |slot: &Slot| {
+                    let shown = slot.twin.map_or(slot, |first| &self.slots[first]);
+                    if shown.process.is_stopped() { " " } else { "*" }
+                };
                 drop(answer.send(Ok(self.lines(star))));
             }
             _ if self.ending => drop(answer.send(Err("the supervisor is ending".to_owned()))),

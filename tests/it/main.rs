@@ -14,6 +14,7 @@ mod differential;
 mod differential_gen;
 mod divergence;
 mod fixtures;
+mod goreman_recorded;
 mod historic;
 mod historic_lease;
 mod historic_members;

@@ -8,10 +8,12 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::task::Poll;
+use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::StreamExt;
@@ -68,9 +70,13 @@ impl Calls {
                 }
                 let started = self.starts.take();
                 if started.is_empty() {
+                    if self.running.is_empty() && self.visitor.waits_awake(Instant::now()) {
+                        // Polled again as soon as the sockets were looked at.
+                        let _ = pin!(tokio::task::yield_now()).poll(cx);
+                    }
                     return Poll::Pending;
                 }
-                self.visitor.calls(started.len(), self.running.len());
+                self.visitor.calls(started.len(), self.running.len(), Instant::now());
                 self.running.extend(started);
             }
         })
