@@ -45,6 +45,14 @@ use crate::proto::etcdserverpb::WatchCreateRequest;
 use crate::proto::etcdserverpb::WatchRequest;
 use crate::proto::etcdserverpb::WatchResponse;
 use crate::proto::etcdserverpb::watch_request::RequestUnion;
+use crate::proto::v3electionpb::CampaignRequest;
+use crate::proto::v3electionpb::CampaignResponse;
+use crate::proto::v3electionpb::ResignRequest;
+use crate::proto::v3electionpb::ResignResponse;
+use crate::proto::v3lockpb::LockRequest;
+use crate::proto::v3lockpb::LockResponse;
+use crate::proto::v3lockpb::UnlockRequest;
+use crate::proto::v3lockpb::UnlockResponse;
 
 /// A flag byte (compressed or not) and four bytes of length stand before every message (gRPC over HTTP/2).
 const FRAME_HEAD_BYTES: usize = 5;
@@ -79,6 +87,10 @@ struct Targets {
     lease_keep_alive: Uri,
     watch: Uri,
     snapshot: Uri,
+    lock: Uri,
+    unlock: Uri,
+    campaign: Uri,
+    resign: Uri,
 }
 
 impl Direct {
@@ -89,21 +101,25 @@ impl Direct {
             return Err(format!("endpoint {endpoint} asks for TLS, which these calls do not speak"));
         }
         let target = |method: &str| {
-            let path = format!("/etcdserverpb.{method}");
+            let path = format!("/{method}");
             let uri = Uri::builder().scheme("http").authority(parsed.authority()).path_and_query(path).build();
             uri.map_err(|error| format!("{endpoint}: {error}"))
         };
         let targets = Arc::new(Targets {
-            put: target("KV/Put")?,
-            range: target("KV/Range")?,
-            txn: target("KV/Txn")?,
-            delete_range: target("KV/DeleteRange")?,
-            compact: target("KV/Compact")?,
-            lease_grant: target("Lease/LeaseGrant")?,
-            lease_revoke: target("Lease/LeaseRevoke")?,
-            lease_keep_alive: target("Lease/LeaseKeepAlive")?,
-            watch: target("Watch/Watch")?,
-            snapshot: target("Maintenance/Snapshot")?,
+            put: target("etcdserverpb.KV/Put")?,
+            range: target("etcdserverpb.KV/Range")?,
+            txn: target("etcdserverpb.KV/Txn")?,
+            delete_range: target("etcdserverpb.KV/DeleteRange")?,
+            compact: target("etcdserverpb.KV/Compact")?,
+            lease_grant: target("etcdserverpb.Lease/LeaseGrant")?,
+            lease_revoke: target("etcdserverpb.Lease/LeaseRevoke")?,
+            lease_keep_alive: target("etcdserverpb.Lease/LeaseKeepAlive")?,
+            watch: target("etcdserverpb.Watch/Watch")?,
+            lock: target("v3lockpb.Lock/Lock")?,
+            unlock: target("v3lockpb.Lock/Unlock")?,
+            campaign: target("v3electionpb.Election/Campaign")?,
+            resign: target("v3electionpb.Election/Resign")?,
+            snapshot: target("etcdserverpb.Maintenance/Snapshot")?,
         });
         let socket = parsed.dial().await?;
         let (sender, connection) = h2::client::Builder::new()
@@ -158,6 +174,28 @@ impl Direct {
         request: &LeaseKeepAliveRequest,
     ) -> Result<LeaseKeepAliveResponse, DirectError> {
         let target = self.targets.lease_keep_alive.clone();
+        self.call(target, request).await
+    }
+
+    /// Returns when the lock is held, or will not be.
+    pub async fn lock(&mut self, request: &LockRequest) -> Result<LockResponse, DirectError> {
+        let target = self.targets.lock.clone();
+        self.call(target, request).await
+    }
+
+    pub async fn unlock(&mut self, request: &UnlockRequest) -> Result<UnlockResponse, DirectError> {
+        let target = self.targets.unlock.clone();
+        self.call(target, request).await
+    }
+
+    /// Returns when the campaign is won, or lost.
+    pub async fn campaign(&mut self, request: &CampaignRequest) -> Result<CampaignResponse, DirectError> {
+        let target = self.targets.campaign.clone();
+        self.call(target, request).await
+    }
+
+    pub async fn resign(&mut self, request: &ResignRequest) -> Result<ResignResponse, DirectError> {
+        let target = self.targets.resign.clone();
         self.call(target, request).await
     }
 

@@ -22,10 +22,12 @@ pub enum Kind {
     DiskFull,
     /// A member ends, and everything it has not synced is gone.
     PowerCut,
+    /// A member is removed and comes back as another with nothing, or changes its address.
+    Member,
 }
 
 /// Every fault with the name that users write.
-pub const KINDS: [(&str, Kind); 8] = [
+pub const KINDS: [(&str, Kind); 9] = [
     ("kill", Kind::Kill),
     ("pause", Kind::Pause),
     ("partition", Kind::Partition),
@@ -34,6 +36,7 @@ pub const KINDS: [(&str, Kind); 8] = [
     ("compact", Kind::Compact),
     ("disk-full", Kind::DiskFull),
     ("power-cut", Kind::PowerCut),
+    ("member", Kind::Member),
 ];
 
 /// Everything that this user may do.
@@ -99,7 +102,7 @@ mod tests {
     #[test]
     fn names_are_read_and_all_is_what_the_user_may_do() {
         assert_eq!(parsed("pause,kill, kill", false), Ok("kill,pause".to_owned()));
-        assert_eq!(parsed("all", false), Ok("kill,pause,partition,delay,restart,compact".to_owned()));
+        assert_eq!(parsed("all", false), Ok("kill,pause,partition,delay,restart,compact,member".to_owned()));
         assert_eq!(parsed("all", true).unwrap().split(',').count(), KINDS.len());
     }
 

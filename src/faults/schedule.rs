@@ -1,7 +1,8 @@
 //! When which fault hits whom, and for how long: all of it follows from a seed.
 //!
 //! Strikes overlap as they fall. Who leads is known only when it happens, so a strike may name the leader instead of a
-//! member. Nothing keeps a majority alive: sometimes all members are hit at once.
+//! member. Nothing keeps a majority alive: sometimes all members are hit at once. But what a fault takes away comes back:
+//! only a removed member loses its data, and there is never more than one.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -50,6 +51,13 @@ pub enum What {
     },
     DiskFull,
     PowerCut,
+    /// Removed, wiped and added again. Goes on for `linger` ms after the removal, and is away for `away` ms then.
+    Rejoin {
+        linger: u64,
+        away: u64,
+    },
+    /// Another peer URL for the same address.
+    Readdress,
 }
 
 /// One fault.
@@ -73,6 +81,7 @@ impl What {
             What::Delay { .. } => Kind::Delay,
             What::DiskFull => Kind::DiskFull,
             What::PowerCut => Kind::PowerCut,
+            What::Rejoin { .. } | What::Readdress => Kind::Member,
         }
     }
 }
@@ -94,6 +103,8 @@ impl fmt::Display for What {
                 write!(f, "partition ({ways}, {how})")
             }
             What::Delay { millis } => write!(f, "delay ({millis} ms)"),
+            What::Rejoin { linger, away } => write!(f, "member (removed, goes on for {linger} ms, away for {away} ms)"),
+            What::Readdress => f.write_str("member (another peer URL)"),
             other => write!(f, "{}", other.kind()),
         }
     }
@@ -160,6 +171,8 @@ fn what(dice: &mut Dice, kind: Kind) -> What {
         Kind::Delay => What::Delay { millis: dice.pick(&[5, 25, 80, 250]) },
         Kind::DiskFull => What::DiskFull,
         Kind::PowerCut => What::PowerCut,
+        Kind::Member if dice.chance(20) => What::Readdress,
+        Kind::Member => What::Rejoin { linger: dice.pick(&[0, 0, 300, 2_000]), away: dice.pick(&[0, 0, 500, 4_000]) },
         Kind::Kill | Kind::Compact => What::Kill,
     }
 }

@@ -12,11 +12,13 @@
 //! 6. the members' HashKV are equal at the end, at the revision where the log ends;
 //! 7. a watch is told every change from where it starts, once, in order, a revision in one piece, before any notice that
 //!    says so (`watching`);
-//! 8. no lease ends by itself before the time that its clients were promised (`leasing`).
+//! 8. no lease ends by itself before the time that its clients were promised (`leasing`);
+//! 9. no lock has two holders at any revision, and no election two leaders (`locking`).
 //!
 //! Times are any numbers that order starts and ends; a start and an end that are equal count as concurrent.
 
 pub mod leasing;
+pub mod locking;
 pub mod model;
 #[cfg(test)]
 mod tests;
@@ -30,6 +32,7 @@ use crate::common::answer::Answer;
 use crate::proto::etcdserverpb::RangeRequest;
 use crate::proto::etcdserverpb::RangeResponse;
 use crate::torture::checker::leasing::Renewal;
+use crate::torture::checker::locking::LockCall;
 use crate::torture::checker::model::Model;
 use crate::torture::checker::model::Request;
 use crate::torture::checker::model::Response;
@@ -92,6 +95,7 @@ pub struct History {
     pub tail_unknown: bool,
     pub watches: Vec<Watch>,
     pub renewals: Vec<Renewal>,
+    pub locks: Vec<LockCall>,
     /// Members revoke leases whose time is over: such entries are nobody's.
     pub leases_expire: bool,
 }
@@ -123,6 +127,12 @@ pub enum Violation {
     Watch { watch: usize, detail: String },
     #[error("lease {lease:x}: {detail}")]
     Lease { lease: i64, detail: String },
+    #[error("lock call {lock}: {detail}")]
+    Lock { lock: usize, detail: String },
+    #[error("log entry {entry}: {detail}")]
+    Guard { entry: usize, detail: String },
+    #[error("the lock's key {key}: {detail}")]
+    Place { key: String, detail: String },
     #[error("the log ends at revision {revision}, and a member has at the end: {member:?}")]
     Adrift { revision: i64, member: Fingerprint },
 }
@@ -143,7 +153,10 @@ impl Violation {
             | Violation::Diverged(..)
             | Violation::Adrift { .. }
             | Violation::Watch { .. }
-            | Violation::Lease { .. } => None,
+            | Violation::Lease { .. }
+            | Violation::Lock { .. }
+            | Violation::Guard { .. }
+            | Violation::Place { .. } => None,
         }
     }
 }
@@ -158,7 +171,9 @@ pub fn check(history: &History) -> Vec<Violation> {
     let (compaction_sent, compacted) = compactions(history, &replayed, &owners);
     found.extend(watching::check(history, &replayed.model, &first_seen, &compaction_sent));
     found.extend(leasing::check(history, &replayed));
-    found.extend(reads(history, &replayed, first_seen, compaction_sent, compacted));
+    let acknowledged = acknowledged(&history.operations);
+    found.extend(locking::check(history, &replayed, &first_seen, &acknowledged));
+    found.extend(reads(history, &replayed, acknowledged, first_seen, compaction_sent, compacted));
     found.extend(connections(&history.operations));
     found.extend(fingerprints(history, &replayed));
     found
@@ -239,9 +254,12 @@ impl Owners {
                 }
             }
         }
-        let expiry = |entry: &usize| history.leases_expire && matches!(history.log[*entry], Request::LeaseRevoke(_));
-        let nobodys: Vec<_> =
-            (0..history.log.len()).filter(|entry| owners.of_entry[*entry].is_none() && !expiry(entry)).collect();
+        let expiry = |entry: usize| history.leases_expire && matches!(history.log[entry], Request::LeaseRevoke(_));
+        // Whose these are is told by `locking`.
+        let nobodys = (0..history.log.len()).filter(|entry| {
+            owners.of_entry[*entry].is_none() && !expiry(*entry) && !locking::is_of_locks(&history.log[*entry])
+        });
+        let nobodys: Vec<_> = nobodys.collect();
         nobodys.into_iter().for_each(|entry| owners.blame(Violation::Phantom { entry }));
         owners
     }
@@ -390,11 +408,11 @@ fn first_seen(history: &History, replayed: &Replayed, owners: &Owners) -> BTreeM
 fn reads(
     history: &History,
     replayed: &Replayed,
+    acknowledged: Marks,
     first_seen: BTreeMap<i64, u64>,
     compaction_sent: Marks,
     compacted: Marks,
 ) -> Vec<Violation> {
-    let acknowledged = acknowledged(&history.operations);
     let judge = Reads { history, replayed, acknowledged, compaction_sent, compacted, first_seen };
     let calls = history.operations.iter().enumerate();
     calls.filter_map(|(operation, call)| judge.one(operation, call)).take(VIOLATIONS_MAX).collect()

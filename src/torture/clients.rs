@@ -21,6 +21,7 @@ use crate::proto::etcdserverpb::RangeRequest;
 use crate::torture::checker::Operation;
 use crate::torture::checker::Outcome;
 use crate::torture::checker::leasing::Renewal;
+use crate::torture::checker::locking::LockCall;
 use crate::torture::checker::model::Request;
 use crate::torture::checker::model::Response;
 use crate::torture::checker::watching::Watch;
@@ -31,7 +32,7 @@ use crate::torture::workload::Workload;
 pub const REQUEST_TIMEOUT: Duration = Duration::from_millis(2_000);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Before a member that did not take a connection, or said that it could not serve, is asked again.
-const PAUSE: Duration = Duration::from_millis(25);
+pub const PAUSE: Duration = Duration::from_millis(25);
 
 /// What the clients of one run share.
 pub struct Record {
@@ -45,6 +46,7 @@ pub struct Record {
     operations: Mutex<Vec<Operation>>,
     renewals: Mutex<Vec<Renewal>>,
     watches: Mutex<Vec<Watch>>,
+    locks: Mutex<Vec<LockCall>>,
     /// The revision that watchers have to be told of before they end; 0 while the run goes on.
     last: AtomicI64,
     abandoned: AtomicBool,
@@ -61,6 +63,7 @@ impl Record {
             operations: Mutex::new(Vec::new()),
             renewals: Mutex::new(Vec::new()),
             watches: Mutex::new(Vec::new()),
+            locks: Mutex::new(Vec::new()),
             last: AtomicI64::new(0),
             abandoned: AtomicBool::new(false),
         })
@@ -80,7 +83,7 @@ impl Record {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    fn is_stopped(&self) -> bool {
+    pub fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 
@@ -104,6 +107,15 @@ impl Record {
 
     pub fn take_watches(&self) -> Vec<Watch> {
         std::mem::take(&mut *self.watches.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn take_locks(&self) -> Vec<LockCall> {
+        std::mem::take(&mut *self.locks.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A call for a lock, when it is over.
+    pub fn locked(&self, call: LockCall) {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner).push(call);
     }
 
     /// What a stream's watches were told, when it is over.
@@ -164,6 +176,11 @@ impl Link {
         let opened = tokio::time::timeout(CONNECT_TIMEOUT, Direct::open(endpoint)).await;
         let (direct, ended) = opened.map_err(|_| format!("{endpoint}: no connection in time"))??;
         Ok(Link { direct, connection: record.connection(), record: Arc::clone(record), driver: tokio::spawn(ended) })
+    }
+
+    /// The connection, for calls that are recorded otherwise.
+    pub fn direct(&self) -> Direct {
+        self.direct.clone()
     }
 
     /// Asks, and records what came of it. False when the connection is not to be used again.

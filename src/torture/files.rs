@@ -6,6 +6,7 @@
 //! history.jsonl   one call a line: times, connection, the call and its answer as text and as protobuf in base64
 //! watches.jsonl   one watch a line: its connection, what it asked for, everything it was told and when
 //! renewals.jsonl  one renewal of a lease a line
+//! locks.jsonl     one call for a lock, or for its end, a line
 //! log.jsonl       the requests of the committed log, in the same two forms
 //! m1.log m1/      what a member printed and kept; m1/kept are links to all segments of its log
 //! ```
@@ -33,6 +34,7 @@ use crate::torture::checker::Fingerprint;
 use crate::torture::checker::Operation;
 use crate::torture::checker::Outcome;
 use crate::torture::checker::leasing::Renewal;
+use crate::torture::checker::locking::LockCall;
 use crate::torture::checker::model::Request;
 use crate::torture::checker::model::Response;
 use crate::torture::checker::watching::Told;
@@ -45,6 +47,7 @@ const SCHEDULE: &str = "schedule.txt";
 const HISTORY: &str = "history.jsonl";
 const WATCHES: &str = "watches.jsonl";
 const RENEWALS: &str = "renewals.jsonl";
+const LOCKS: &str = "locks.jsonl";
 const LOG: &str = "log.jsonl";
 
 /// A run as it can be judged.
@@ -84,6 +87,8 @@ pub struct Kept {
     pub watches: Vec<Watch>,
     #[serde(skip)]
     pub renewals: Vec<Renewal>,
+    #[serde(skip)]
+    pub locks: Vec<LockCall>,
     #[serde(skip)]
     pub log: Vec<Request>,
 }
@@ -147,6 +152,7 @@ impl Kept {
             operations: run.operations,
             watches: run.watches,
             renewals: run.renewals,
+            locks: run.locks,
             log: run.logs.requests(),
         }
     }
@@ -161,6 +167,7 @@ impl Kept {
         let lines = self.watches.iter().map(WatchLine::of);
         write_lines(&dir.join(WATCHES), lines).map_err(told(WATCHES))?;
         write_lines(&dir.join(RENEWALS), self.renewals.iter()).map_err(told(RENEWALS))?;
+        write_lines(&dir.join(LOCKS), self.locks.iter()).map_err(told(LOCKS))?;
         let lines =
             self.log.iter().map(|request| LogLine { call: brief(request), request: encode(&request.to_bytes()) });
         write_lines(&dir.join(LOG), lines).map_err(told(LOG))
@@ -181,6 +188,7 @@ impl Kept {
         kept.operations = read_lines(&dir.join(HISTORY), Line::operation)?;
         kept.watches = read_lines(&dir.join(WATCHES), WatchLine::watch)?;
         kept.renewals = read_lines(&dir.join(RENEWALS), Some)?;
+        kept.locks = read_lines(&dir.join(LOCKS), Some)?;
         kept.log = read_lines(&dir.join(LOG), |line: LogLine| decode_request(&line.request))?;
         Ok(kept)
     }
@@ -313,6 +321,7 @@ mod tests {
     use crate::proto::etcdserverpb::PutRequest;
     use crate::proto::etcdserverpb::PutResponse;
     use crate::proto::etcdserverpb::RangeRequest;
+    use crate::torture::checker::locking::Said;
 
     #[test]
     fn a_kept_run_is_read_back_as_it_was() {
@@ -342,13 +351,20 @@ mod tests {
                 }],
             }],
             renewals: vec![Renewal { connection: 1, start: 2, end: 3, lease: 4, ttl: 5 }],
+            locks: [
+                Said::Granted { revision: 3, created: None },
+                Said::Elected { created: 4 },
+                Said::Not("no".to_owned()),
+            ]
+            .map(|said| LockCall { start: 1, end: 2, key: "lock/a/1".to_owned(), said })
+            .to_vec(),
             ..Kept::default()
         };
         let dir = tempfile::tempdir().unwrap();
         kept.write(dir.path()).unwrap();
         let read = Kept::read(dir.path()).unwrap();
         assert_eq!(format!("{:?}", read.operations), format!("{:?}", kept.operations));
-        assert_eq!((&read.watches, &read.renewals), (&kept.watches, &kept.renewals));
+        assert_eq!((&read.watches, &read.renewals, &read.locks), (&kept.watches, &kept.renewals, &kept.locks));
         assert_eq!((read.seed, &read.log, &read.findings), (4, &kept.log, &kept.findings));
         assert_eq!(read.fingerprints, [Fingerprint { member: 1, revision: 7, compact_revision: -1, hash: 9 }]);
     }

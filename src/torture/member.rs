@@ -25,6 +25,15 @@ const STOP_MAX: Duration = Duration::from_secs(30);
 const PORT_WAIT_MAX: Duration = Duration::from_secs(30);
 /// A member may end of a full disk so long after there is space again: it may have been paused meanwhile.
 const NOTICE: Duration = Duration::from_secs(10);
+/// What a member says that ends because it was removed.
+const REMOVED: &str = "permanently removed from the cluster";
+/// What a joiner says that ends because it could not ask the others, or asked one that does not know of it yet.
+const JOIN_TROUBLES: [&str; 3] = [
+    "error validating peerURLs",
+    "cannot fetch cluster info from peer urls",
+    "incompatible with current running cluster",
+];
+const JOIN_PAUSE: Duration = Duration::from_millis(300);
 /// The name that every etcd is started under: it makes our own binary a member.
 const NAME: &str = "etcd";
 
@@ -36,6 +45,18 @@ pub enum State {
     /// It was asked to stop.
     Stopping(Instant),
     Down,
+}
+
+/// What it is to the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Member,
+    /// It is being removed, or was: it may end when it hears of it.
+    Leaving,
+    /// Removed, and its data is gone: it must not be started, or it would found a cluster of its own.
+    Gone,
+    /// It was added and is not a voter yet.
+    Joining,
 }
 
 /// What all members of a run have in common.
@@ -70,12 +91,21 @@ pub struct Member {
     space_again: Option<Instant>,
     /// Its power is off: whatever it says is nothing to judge.
     pub dark: bool,
+    pub standing: Standing,
+    /// Its id as the cluster has it; 0 before it is known.
+    pub id: u64,
+    /// `--initial-cluster` of one that joins a cluster that exists.
+    joins: Option<String>,
+    /// It was told to be at localhost.
+    is_readdressed: bool,
     common: Common,
     process: Option<Process>,
     /// Bytes of its log when it was started last.
     log_start: u64,
     /// Since when it waits for its ports to be started again.
     port_taken: Option<Instant>,
+    /// When one that could not join is started again.
+    again: Option<Instant>,
     /// Directory of links to its log's segments: another one whenever it began a new log.
     generation: u32,
 }
@@ -90,10 +120,15 @@ impl Member {
             full: false,
             space_again: None,
             dark: false,
+            standing: Standing::Member,
+            id: 0,
+            joins: None,
+            is_readdressed: false,
             common: common.clone(),
             process: None,
             log_start: 0,
             port_taken: None,
+            again: None,
             generation: 0,
         }
     }
@@ -115,6 +150,17 @@ impl Member {
         self.common.dir.join(format!("{}.log", self.name))
     }
 
+    pub fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.relay)
+    }
+
+    /// Another way to write its address: never the one that it has now.
+    pub fn other_url(&mut self) -> String {
+        self.is_readdressed = !self.is_readdressed;
+        let host = if self.is_readdressed { "localhost" } else { "127.0.0.1" };
+        format!("http://{host}:{}", self.ports.relay)
+    }
+
     /// Its part of `--initial-cluster`.
     pub fn initial_entry(number: usize, ports: Ports) -> String {
         format!("m{}=http://127.0.0.1:{}", number + 1, ports.relay)
@@ -129,17 +175,17 @@ impl Member {
             ("--advertise-client-urls", url(self.ports.client)),
             ("--listen-peer-urls", url(self.ports.peer)),
             ("--initial-advertise-peer-urls", url(self.ports.relay)),
-            ("--initial-cluster", self.common.initial.clone()),
-            ("--initial-cluster-state", "new".to_owned()),
+            ("--initial-cluster", self.joins.clone().unwrap_or_else(|| self.common.initial.clone())),
+            ("--initial-cluster-state", if self.joins.is_some() { "existing" } else { "new" }.to_owned()),
             ("--initial-cluster-token", "torture".to_owned()),
         ];
         let words = pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
         words.chain(self.common.flags.iter().cloned()).collect()
     }
 
-    /// Starts it if it is down and has a disk.
+    /// Starts it if it is down and has a disk, and something on it.
     pub fn start(&mut self) -> io::Result<()> {
-        if self.state != State::Down || self.dark {
+        if self.state != State::Down || self.dark || self.standing == Standing::Gone {
             return Ok(());
         }
         std::fs::create_dir_all(self.dir())?;
@@ -225,6 +271,13 @@ impl Member {
             self.port_taken = (!self.full).then(Instant::now);
             return Ok(());
         }
+        if self.standing == Standing::Leaving && said.contains(REMOVED) {
+            return Ok(());
+        }
+        if self.standing == Standing::Joining && JOIN_TROUBLES.iter().any(|trouble| said.contains(trouble)) {
+            self.again = Some(Instant::now() + JOIN_PAUSE);
+            return Ok(());
+        }
         if said.contains("in use") && !self.ports_are_free() {
             self.port_taken = Some(Instant::now());
             return Ok(());
@@ -241,6 +294,10 @@ impl Member {
 
     /// Starts it again once its ports are free: somebody else had taken one while it was down.
     fn retry(&mut self) -> Result<(), String> {
+        if self.again.is_some_and(|due| Instant::now() >= due) {
+            self.again = None;
+            return self.start().map_err(|error| format!("{} cannot be started: {error}", self.name));
+        }
         let Some(since) = self.port_taken else { return Ok(()) };
         if self.ports_are_free() {
             self.port_taken = None;
@@ -251,6 +308,25 @@ impl Member {
             return Err(format!("another program has taken {}'s ports", self.name));
         }
         Ok(())
+    }
+
+    /// Ends it and throws everything away that it had.
+    pub fn wipe(&mut self) -> io::Result<()> {
+        self.kill();
+        self.standing = Standing::Gone;
+        self.is_readdressed = false;
+        (self.port_taken, self.again) = (None, None);
+        self.generation += 1;
+        match std::fs::remove_dir_all(self.data_dir()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts it as another member.
+    pub fn join(&mut self, id: u64, initial: String) -> io::Result<()> {
+        (self.id, self.joins, self.standing) = (id, Some(initial), Standing::Joining);
+        self.start()
     }
 
     /// Links the segments of its log where they stay when it releases them, so that the whole log can be judged.

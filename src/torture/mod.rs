@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!  options ─▶ runner ─▶ member (process, files) ◀── faults: schedule, network, volume
+//!               │  ├──▶ changes (of the membership) ─▶ the members
 //!               │  ├──▶ clients ─▶ workload ─▶ client::direct ─▶ the members
 //!               │  ├──▶ watchers ─▶ streams of the members
+//!               │  ├──▶ lockers ─▶ locks and elections of the members
 //!               ▼             └──▶ operations
 //!             run ─▶ logs (committed entries) ─▶ verdict ─▶ checker ─▶ report · files of the run
 //! ```
@@ -11,14 +13,17 @@
 //! `checker` reads a recorded history and the log behind it, and knows nothing of how a cluster is run: the simulator
 //! (`sim`) records its own. Here the histories are those of real processes, of ours and of any other etcd.
 
+mod changes;
 pub mod checker;
 mod clients;
 mod files;
+mod lockers;
 mod logs;
 mod member;
 mod options;
 mod report;
 mod runner;
+mod starting;
 mod values;
 mod verdict;
 mod watchers;
@@ -145,6 +150,7 @@ fn setup(options: &Options) -> Result<Setup, Failed> {
         kinds,
         clients: usize::from(options.clients),
         watchers: usize::from(options.watchers),
+        lockers: usize::from(options.lockers),
         rate: options.rate,
         keys: options.keys,
         flags: flags.collect::<Result<_, _>>()?,

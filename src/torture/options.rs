@@ -26,7 +26,7 @@ pub struct Options {
     /// Chooses faults and requests; the same seed makes the same choices [default: from the clock]
     #[arg(long)]
     pub seed: Option<u64>,
-    /// kill, pause, partition, delay, restart, compact, disk-full, power-cut (the last two as root), or all
+    /// kill, pause, partition, delay, restart, compact, member, disk-full, power-cut (the last two as root), or all
     #[arg(long, value_delimiter = ',', default_value = "kill,pause,partition,delay,restart,compact")]
     pub faults: Vec<String>,
     /// The program whose members are tortured: any etcd [default: this one]
@@ -41,6 +41,9 @@ pub struct Options {
     /// Watchers: most watch one member each, every fourth one all in turn
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=1000))]
     pub watchers: u16,
+    /// Clients that take locks: one by the lock service, one by the recipe over leases, one by elections, and so on
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub lockers: u16,
     /// Requests a second at most, of all clients together
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub rate: u32,
@@ -81,13 +84,14 @@ impl Options {
     /// The words that run the same seed again.
     pub fn again(&self, seed: u64, binary: &std::path::Path) -> String {
         let mut words = format!(
-            "quorate torture --members {} --duration {}s --seed {seed} --faults {} --clients {} --watchers {} --rate {} \
-             --keys {}",
+            "quorate torture --members {} --duration {}s --seed {seed} --faults {} --clients {} --watchers {} --lockers {} \
+             --rate {} --keys {}",
             self.members,
             self.duration.as_secs_f64(),
             self.faults.join(","),
             self.clients,
             self.watchers,
+            self.lockers,
             self.rate,
             self.keys,
         );
@@ -120,8 +124,8 @@ mod tests {
 
     #[test]
     fn a_command_line_is_read_and_repeats_itself() {
-        let line = "--members 5 --duration 90s --seed 7 --faults kill,pause --clients 3 --watchers 2 --rate 50 --keys 4 -- \
-                    --a b";
+        let line = "--members 5 --duration 90s --seed 7 --faults kill,pause --clients 3 --watchers 2 --lockers 1 \
+                    --rate 50 --keys 4 -- --a b";
         let options = parse(line).unwrap();
         let again = options.again(7, std::path::Path::new("x"));
         assert_eq!(again, format!("quorate torture {line}"));

@@ -7,6 +7,8 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::torture::checker::Outcome;
+use crate::torture::checker::locking::LockCall;
+use crate::torture::checker::locking::Said;
 use crate::torture::checker::model::Request;
 use crate::torture::files::Kept;
 use crate::torture::verdict::Verdict;
@@ -131,17 +133,26 @@ impl Report<'_> {
         format!(
             "checked: {} calls against {} entries of the members' logs: acknowledged writes there once, every reply as \
              the log has it, reads not stale, no connection going back; {} watches told {} times: every change once, in \
-             order, whole; {} renewals: no lease over early{hashes}",
+             order, whole; {} renewals: no lease over early; {} calls for locks, {} of \
+             them granted: never two holders{hashes}",
             kept.operations.len(),
             kept.log_entries,
             kept.watches.len(),
             self.told(),
-            kept.renewals.len()
+            kept.renewals.len(),
+            kept.locks.len(),
+            self.granted()
         )
     }
 
     fn told(&self) -> usize {
         self.kept.watches.iter().map(|watch| watch.told.len()).sum()
+    }
+
+    /// Locks and elections that somebody got.
+    fn granted(&self) -> usize {
+        let got = |call: &&LockCall| matches!(call.said, Said::Granted { .. } | Said::Elected { .. });
+        self.kept.locks.iter().filter(got).count()
     }
 
     pub fn json(&self) -> String {
@@ -173,6 +184,8 @@ impl Report<'_> {
             "watches": kept.watches.len(),
             "watch_responses": self.told(),
             "renewals": kept.renewals.len(),
+            "lock_calls": kept.locks.len(),
+            "locks_granted": self.granted(),
             "hashes": hashes,
             "notes": self.verdict.remarks,
             "findings": self.verdict.findings,

@@ -27,7 +27,6 @@ use crate::disk::sim::Dice;
 use crate::faults::kind::Kind;
 use crate::faults::network::Link as Wire;
 use crate::faults::network::Network;
-use crate::faults::ports::free_port;
 use crate::faults::process::Launcher;
 use crate::faults::schedule;
 use crate::faults::schedule::Strike;
@@ -36,40 +35,48 @@ use crate::faults::schedule::What;
 use crate::faults::schedule::Whom;
 use crate::faults::volume::Volume;
 use crate::proto::etcdserverpb::RangeRequest;
+use crate::torture::changes::Asker;
+use crate::torture::changes::Change;
+use crate::torture::changes::Joiner;
+use crate::torture::changes::Step;
 use crate::torture::checker::Fingerprint;
 use crate::torture::checker::Operation;
 use crate::torture::checker::Outcome;
 use crate::torture::checker::leasing::Renewal;
+use crate::torture::checker::locking::LockCall;
 use crate::torture::checker::model::Request;
 use crate::torture::checker::watching::Watch;
-use crate::torture::clients::Client;
 use crate::torture::clients::Link;
 use crate::torture::clients::Record;
+use crate::torture::lockers::Locker;
 use crate::torture::logs::Logs;
-use crate::torture::member;
-use crate::torture::member::Common;
 use crate::torture::member::Member;
-use crate::torture::member::Ports;
+use crate::torture::member::Standing;
 use crate::torture::member::State;
-use crate::torture::watchers::Watcher;
+use crate::torture::starting::clients_of;
+use crate::torture::starting::first_start;
+use crate::torture::starting::flags_of;
+use crate::torture::starting::lockers_of;
+use crate::torture::starting::prepare;
+use crate::torture::starting::watchers_of;
 use crate::torture::workload::Workload;
 
 /// How often the loop looks at the members.
-const TICK: Duration = Duration::from_millis(10);
+pub const TICK: Duration = Duration::from_millis(10);
 /// How often the segments of the members' logs are linked.
 const KEEP_EVERY: Duration = Duration::from_millis(500);
 /// How often members are asked who leads.
 const LEADER_EVERY: Duration = Duration::from_millis(200);
-const STATUS_MAX: Duration = Duration::from_millis(500);
+pub const STATUS_MAX: Duration = Duration::from_millis(500);
 /// Longest that the cluster may need to serve for the first time, and again when all faults are over. Long, because
 /// machines that torture are busy; a cluster that is well does not wait for it.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The same after an interruption, when somebody waits, and after a finding, when a majority may be gone for good.
 const PATIENCE_SHORT: Duration = Duration::from_secs(15);
 /// New ports are tried so often when somebody else was quicker.
 const STARTS_MAX: u32 = 3;
-/// Every such client talks to all members in turn.
-const WANDERS: usize = 4;
+/// Clients that write to see whether the cluster does.
+pub const PROBES: usize = 2;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -84,6 +91,7 @@ pub struct Setup {
     pub kinds: std::collections::BTreeSet<Kind>,
     pub clients: usize,
     pub watchers: usize,
+    pub lockers: usize,
     pub rate: u32,
     pub keys: u16,
     /// Further flags for every member.
@@ -101,6 +109,7 @@ pub struct Run {
     pub operations: Vec<Operation>,
     pub watches: Vec<Watch>,
     pub renewals: Vec<Renewal>,
+    pub locks: Vec<LockCall>,
     pub fingerprints: Vec<Fingerprint>,
     pub logs: Logs,
     /// All served again at the end, so that the logs say everything that was committed.
@@ -146,12 +155,17 @@ pub struct Runner {
     network: Network,
     record: Arc<Record>,
     clients: JoinSet<()>,
+    lockers: JoinSet<Locker>,
     watchers: JoinSet<usize>,
     /// Position of the member that leads, as last seen.
     leader: Arc<AtomicUsize>,
     watcher: JoinHandle<()>,
     pending: Vec<Pending>,
     troubles: Vec<Trouble>,
+    /// Of the membership; at most one at a time.
+    change: Option<Change>,
+    /// Those who have asked for changes so far.
+    askers: usize,
     next_trouble: u64,
     /// Of each ordered pair: how often its connections were reset.
     resets: Vec<u64>,
@@ -182,6 +196,7 @@ impl Runner {
         for client in clients_of(&setup, &endpoints, &record) {
             clients.spawn(client.run());
         }
+        let lockers = lockers_of(&setup, &endpoints, &record).into_iter().map(Locker::run).collect();
         let mut watchers = JoinSet::new();
         for (number, watcher) in watchers_of(&setup, &endpoints, &record).into_iter().enumerate() {
             watchers.spawn(async move {
@@ -197,11 +212,14 @@ impl Runner {
             network,
             record,
             clients,
+            lockers,
             watchers,
             leader,
             watcher,
             pending: Vec::new(),
             troubles: Vec::new(),
+            change: None,
+            askers: 0,
             next_trouble: 0,
             resets: vec![0; size * size],
             kept_at: epoch,
@@ -222,6 +240,7 @@ impl Runner {
             }
             self.undo_due(now);
             self.look();
+            self.advance();
             progress(&format!(
                 "{:.0} of {:.0} s, {} requests, {} writes acknowledged, {} faults",
                 self.epoch.elapsed().as_secs_f64(),
@@ -240,12 +259,15 @@ impl Runner {
         self.record.stop();
         while self.clients.join_next().await.is_some() {}
         if self.run.settled {
+            progress("everyone has to get every lock");
+            self.settle_locks().await;
             progress("the leases have to end");
             self.outlive_leases().await;
             progress("the watchers have to be told everything");
             self.end_watches().await;
         }
         self.record.abandon();
+        while self.lockers.join_next().await.is_some() {}
         while self.watchers.join_next().await.is_some() {}
         if self.run.settled {
             progress("comparing what the members hold");
@@ -258,6 +280,7 @@ impl Runner {
         self.run.operations = self.record.take();
         self.run.watches = self.record.take_watches();
         self.run.renewals = self.record.take_renewals();
+        self.run.locks = self.record.take_locks();
         std::mem::take(&mut self.run)
     }
 
@@ -297,6 +320,9 @@ impl Runner {
     fn strike(&mut self, strike: Strike) {
         let hit = self.hit(strike.whom);
         let until = Instant::now() + strike.length;
+        if let What::Rejoin { .. } | What::Readdress = strike.what {
+            return self.reshape(hit.first().copied().unwrap_or(0), strike.what);
+        }
         self.note(&format!("{} of {} for {} ms", strike.what, self.names(&hit), strike.length.as_millis()));
         *self.run.faults.entry(strike.what.kind()).or_default() += 1;
         if let What::Partition { .. } | What::Delay { .. } = strike.what {
@@ -340,8 +366,91 @@ impl Runner {
                 self.tried("cannot cut the power of a disk", cut);
                 Some(Undo::Power(at))
             }
-            What::Partition { .. } | What::Delay { .. } => None,
+            What::Partition { .. } | What::Delay { .. } | What::Rejoin { .. } | What::Readdress => None,
         }
+    }
+
+    /// Begins a change of the membership, unless there is one.
+    fn reshape(&mut self, at: usize, what: What) {
+        // A lone member cannot be removed.
+        if self.change.is_some() || self.members.len() < 2 {
+            return self.note(&format!("{what} of {}: not now", self.members[at].name));
+        }
+        self.note(&format!("{what} of {}", self.members[at].name));
+        *self.run.faults.entry(Kind::Member).or_default() += 1;
+        let (asker, member) = (self.asker(at), &mut self.members[at]);
+        self.change = Some(match what {
+            What::Rejoin { linger, away } => {
+                member.standing = Standing::Leaving;
+                let (linger, away) = (Duration::from_millis(linger), Duration::from_millis(away));
+                Change::remove(at, member.id, asker, linger, away)
+            }
+            _ => Change::update(at, member.id, member.other_url(), asker),
+        });
+    }
+
+    /// Who asks all but the member `at`.
+    fn asker(&mut self, at: usize) -> Asker {
+        self.askers += 1;
+        let number = self.setup.clients + PROBES + self.setup.lockers + self.askers;
+        let others = self.members.iter().enumerate().filter(|(other, _)| *other != at);
+        Asker {
+            endpoints: others.map(|(_, member)| member.endpoint()).collect(),
+            record: Arc::clone(&self.record),
+            writes: Workload::new(number, self.setup.seed, self.setup.keys, false),
+            dice: Dice::new(self.setup.seed.wrapping_mul(43).wrapping_add(number as u64)),
+        }
+    }
+
+    /// Goes on with the change that is under way.
+    fn advance(&mut self) {
+        let Some(mut change) = self.change.take() else { return };
+        let at = change.at;
+        match change.step() {
+            None => {}
+            // Its disk has to be there.
+            Some(Step::Wipe) if self.members[at].dark => {}
+            Some(Step::Wipe) => {
+                self.note(&format!("{} is removed; its data is wiped", self.members[at].name));
+                self.wipe(at);
+                change.wiped();
+            }
+            Some(Step::Add) => {
+                let names = self.members.iter().map(|member| (member.ports.relay, member.name.clone())).collect();
+                change.add(self.members[at].peer_url(), names, self.asker(at));
+            }
+            Some(Step::Join(Joiner { id, initial })) => {
+                let name = self.members[at].name.clone();
+                self.note(&format!("{name} is a learner, {id:x}, of {initial}"));
+                self.network.name(at, id);
+                if let Err(error) = self.members[at].join(id, initial) {
+                    self.find(format!("{name} cannot be started: {error}"));
+                }
+                change.promote(id, self.asker(at));
+            }
+            Some(Step::Done) => {
+                self.members[at].standing = Standing::Member;
+                return self.note(&format!("{} is a member like the others", self.members[at].name));
+            }
+        }
+        self.change = Some(change);
+    }
+
+    /// Throws away what a member had, but for its log, which is read before.
+    fn wipe(&mut self, at: usize) {
+        let member = &mut self.members[at];
+        member.kill();
+        let kept = member.keep_log();
+        for dir in member.logs() {
+            self.run.logs.read(&member.name, &dir);
+            // Logs of many lives would fill the disk.
+            if let Err(error) = std::fs::remove_dir_all(&dir) {
+                anstream::eprintln!("quorate torture: cannot remove {}: {error}", dir.display());
+            }
+        }
+        let wiped = member.wipe();
+        self.tried("cannot keep a log", kept);
+        self.tried("cannot wipe a member's data", wiped);
     }
 
     fn undo_due(&mut self, now: Instant) {
@@ -473,6 +582,7 @@ impl Runner {
         }
         self.troubles.clear();
         self.wire();
+        self.change.iter_mut().for_each(Change::hurry);
     }
 
     /// Waits until every member answers a linearizable read and a write; not doing so in time is a finding.
@@ -486,20 +596,25 @@ impl Runner {
             // Restarts that were still under way.
             self.undo_due(Instant::now());
             self.look();
-            for (served, member) in served.iter_mut().zip(&self.members) {
-                if !*served && member.state == State::Running {
+            self.advance();
+            let changing = self.change.as_ref().map(|change| change.at);
+            for (at, (served, member)) in served.iter_mut().zip(&self.members).enumerate() {
+                // Who is about to go, or to come, is to serve behind that.
+                if !*served && changing != Some(at) && member.state == State::Running {
                     let put = Request::Put(probe.put());
                     *served = serves(&member.endpoint(), &self.record, put).await;
                 }
             }
-            if served.iter().all(|served| *served) {
+            if served.iter().all(|served| *served) && self.change.is_none() {
                 return true;
             }
             let interrupted = self.interrupts.load(Ordering::Relaxed) > usize::from(self.run.interrupted);
             if Instant::now() > deadline || interrupted || (had_findings && self.is_stuck(&served)) {
                 let silent: Vec<usize> = (0..served.len()).filter(|at| !served[*at]).collect();
+                let change = self.change.as_ref().map(|change| (&self.members[change.at].name, change.waits_for()));
+                let waits = change.map_or(String::new(), |(name, what)| format!(" ({name} waits for {what})"));
                 let text = format!(
-                    "{} did not serve a read and a write within {} s after all faults were taken back",
+                    "{}{waits} did not serve a read and a write within {} s after all faults were taken back",
                     self.names(&silent),
                     patience.as_secs()
                 );
@@ -517,6 +632,20 @@ impl Runner {
     /// Whoever is not served yet is not running either.
     fn is_stuck(&self, served: &[bool]) -> bool {
         served.iter().zip(&self.members).all(|(served, member)| *served || member.state == State::Down)
+    }
+
+    /// Waits until every locker was granted every lock, now that nobody keeps one.
+    async fn settle_locks(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut settling = JoinSet::new();
+        while let Some(locker) = self.lockers.join_next().await {
+            settling.extend(locker.map(|locker| locker.settle(deadline.into())));
+        }
+        while let Some(settled) = settling.join_next().await {
+            if let Ok(Err(what)) = settled {
+                self.find(format!("{what}, {} s after all faults were taken back", PATIENCE.as_secs()));
+            }
+        }
     }
 
     /// Waits until no lease is left: nobody renews them any more, and they were granted for seconds.
@@ -542,13 +671,10 @@ impl Runner {
     /// Waits until every watcher was told the newest revision.
     async fn end_watches(&mut self) {
         let deadline = Instant::now() + PATIENCE;
-        let everything = RangeRequest { key: "k".into(), range_end: "l".into(), ..RangeRequest::default() };
-        let endpoints = self.members.iter().map(Member::endpoint).collect();
-        let Ok(client) = Asking::open(Config::new(endpoints)) else { return };
-        let Ok(read) = client.range(everything, Deadline::after(PATIENCE)).await else {
-            return self.find(format!("no member answered a read in {} s, without any fault", PATIENCE.as_secs()));
+        // Something that they watch: a watch from a future revision holds up every notice on its stream, also in etcd.
+        let Some(newest) = self.last_write(deadline).await else {
+            return self.find(format!("no member answered a write in {} s, without any fault", PATIENCE.as_secs()));
         };
-        let newest = read.header.map_or(0, |header| header.revision);
         self.record.end_at(newest);
         let mut waiting: BTreeSet<usize> = (0..self.watchers.len()).collect();
         while let Ok(Some(done)) = tokio::time::timeout_at(deadline.into(), self.watchers.join_next()).await {
@@ -558,6 +684,21 @@ impl Runner {
             let seconds = PATIENCE.as_secs();
             self.find(format!("watchers {waiting:?} were not told of revision {newest} within {seconds} s"));
         }
+    }
+
+    /// One more write: its revision.
+    async fn last_write(&mut self, deadline: Instant) -> Option<i64> {
+        let mut asker = self.asker(self.members.len());
+        while Instant::now() < deadline {
+            for endpoint in &asker.endpoints {
+                let Ok(mut link) = Link::open(endpoint, &self.record).await else { continue };
+                if let (Outcome::Replied(response), _) = link.ask(Request::Put(asker.writes.put())).await {
+                    return Some(response.revision());
+                }
+            }
+            tokio::time::sleep(TICK).await;
+        }
+        None
     }
 
     /// Waits until all members have the same revision and compares their hashes and everything they hold.
@@ -631,109 +772,6 @@ impl Runner {
     pub fn members(&mut self) -> &mut [Member] {
         &mut self.members
     }
-}
-
-/// Timing and snapshots as the seed has them, as far as the program knows the flags.
-fn flags_of(setup: &Setup) -> Vec<String> {
-    let mut dice = Dice::new(setup.seed.wrapping_add(1));
-    let (heartbeat, election) = dice.pick(&[(30, 300), (50, 500), (100, 1000)]);
-    let (count, catchup) = dice.pick(&[(50, 10), (50, 40), (100, 50)]);
-    let known = [
-        ("--heartbeat-interval", heartbeat),
-        ("--election-timeout", election),
-        ("--snapshot-count", count),
-        ("--snapshot-catchup-entries", catchup),
-    ];
-    let known = known.into_iter().filter(|(flag, _)| member::knows_flag(&setup.binary, flag.trim_start_matches('-')));
-    let mut flags: Vec<String> = known.flat_map(|(flag, value)| [flag.to_owned(), value.to_string()]).collect();
-    flags.extend(setup.flags.iter().cloned());
-    flags
-}
-
-/// Ports, relays and members, none started.
-async fn prepare(setup: &Setup, flags: &[String]) -> Result<(Vec<Member>, Network), String> {
-    let told = |error: std::io::Error| error.to_string();
-    let mut ports = Vec::new();
-    for _ in 0..setup.members {
-        let port = || free_port().map_err(told);
-        ports.push(Ports { client: port()?, peer: port()?, relay: port()? });
-    }
-    let initial: Vec<String> =
-        ports.iter().enumerate().map(|(number, ports)| Member::initial_entry(number, *ports)).collect();
-    let common = Common {
-        launcher: setup.launcher.clone(),
-        binary: setup.binary.clone(),
-        dir: setup.dir.clone(),
-        initial: initial.join(","),
-        flags: flags.to_vec(),
-    };
-    let relays: Vec<(u16, u16)> = ports.iter().map(|ports| (ports.relay, ports.peer)).collect();
-    let network = Network::start(&relays).await.map_err(told)?;
-    let mut members: Vec<Member> =
-        ports.iter().enumerate().map(|(number, ports)| Member::new(number, *ports, &common)).collect();
-    if setup.kinds.iter().any(|kind| kind.needs_root()) {
-        for member in &mut members {
-            let volume = Volume::new(&member.dir());
-            member.volume = Some(volume.map_err(|error| format!("cannot make a file system of its own: {error}"))?);
-        }
-    }
-    Ok((members, network))
-}
-
-/// Starts all and waits until each serves; tells the relays who they are.
-async fn first_start(members: &mut [Member], network: &Network, interrupts: &Interrupts) -> Result<(), String> {
-    for member in members.iter_mut() {
-        member.start().map_err(|error| format!("cannot start {}: {error}", member.name))?;
-    }
-    let deadline = Instant::now() + PATIENCE;
-    for at in 0..members.len() {
-        loop {
-            members.iter_mut().try_for_each(Member::look)?;
-            let client = Asking::open(Config::new(vec![members[at].endpoint()])).map_err(|error| error.to_string())?;
-            let status = client.status(Deadline::after(STATUS_MAX)).await;
-            let served =
-                client.range(RangeRequest { key: "k".into(), ..RangeRequest::default() }, Deadline::after(STATUS_MAX));
-            if let (Ok(status), Ok(_)) = (status, served.await) {
-                network.name(at, status.header.map_or(0, |header| header.member_id));
-                break;
-            }
-            if interrupts.load(Ordering::Relaxed) > 0 {
-                return Err("interrupted before the cluster served".to_owned());
-            }
-            if Instant::now() > deadline {
-                return Err(format!("{} does not serve after {} s", members[at].name, PATIENCE.as_secs()));
-            }
-            tokio::time::sleep(TICK).await;
-        }
-    }
-    Ok(())
-}
-
-fn clients_of(setup: &Setup, endpoints: &[String], record: &Arc<Record>) -> Vec<Client> {
-    let interval = Duration::from_secs_f64(setup.clients as f64 / f64::from(setup.rate));
-    let client = |number: usize| {
-        let wanders = number % WANDERS == WANDERS - 1;
-        let own = endpoints[number % endpoints.len()].clone();
-        Client {
-            endpoints: if wanders { endpoints.to_vec() } else { vec![own] },
-            workload: Workload::new(number, setup.seed, setup.keys, setup.kinds.contains(&Kind::Compact)),
-            dice: Dice::new(setup.seed.wrapping_mul(31).wrapping_add(number as u64)),
-            interval,
-            record: Arc::clone(record),
-        }
-    };
-    (0..setup.clients).map(client).collect()
-}
-
-fn watchers_of(setup: &Setup, endpoints: &[String], record: &Arc<Record>) -> Vec<Watcher> {
-    let watcher = |number: usize| {
-        let wanders = number % WANDERS == WANDERS - 1;
-        let own = endpoints[number % endpoints.len()].clone();
-        let endpoints = if wanders { endpoints.to_vec() } else { vec![own] };
-        let dice = Dice::new(setup.seed.wrapping_mul(37).wrapping_add(number as u64));
-        Watcher::new(endpoints, setup.keys, dice, Arc::clone(record))
-    };
-    (0..setup.watchers).map(watcher).collect()
 }
 
 /// A write and a linearizable read, both recorded.

@@ -58,6 +58,7 @@ impl Verdict {
             tail_unknown: !kept.settled,
             watches: kept.watches.clone(),
             renewals: kept.renewals.clone(),
+            locks: kept.locks.clone(),
             leases_expire: true,
         };
         let violations = checker::check(&history);
