@@ -50,6 +50,8 @@ pub struct Record {
     /// The revision that watchers have to be told of before they end; 0 while the run goes on.
     last: AtomicI64,
     abandoned: AtomicBool,
+    /// The cluster's id, once somebody was told.
+    cluster: AtomicU64,
 }
 
 impl Record {
@@ -66,6 +68,7 @@ impl Record {
             locks: Mutex::new(Vec::new()),
             last: AtomicI64::new(0),
             abandoned: AtomicBool::new(false),
+            cluster: AtomicU64::new(0),
         })
     }
 
@@ -175,7 +178,25 @@ impl Link {
     pub async fn open(endpoint: &str, record: &Arc<Record>) -> Result<Link, String> {
         let opened = tokio::time::timeout(CONNECT_TIMEOUT, Direct::open(endpoint)).await;
         let (direct, ended) = opened.map_err(|_| format!("{endpoint}: no connection in time"))??;
-        Ok(Link { direct, connection: record.connection(), record: Arc::clone(record), driver: tokio::spawn(ended) })
+        let driver = tokio::spawn(ended);
+        let mut link = Link { direct, connection: record.connection(), record: Arc::clone(record), driver };
+        match tokio::time::timeout(CONNECT_TIMEOUT, link.is_ours()).await {
+            Ok(true) => Ok(link),
+            Ok(false) => Err(format!("{endpoint}: no member of this cluster")),
+            Err(_) => Err(format!("{endpoint}: no answer in time")),
+        }
+    }
+
+    /// Whether a member of this run's cluster has answered: while ours is down, somebody else's may have taken its port.
+    async fn is_ours(&mut self) -> bool {
+        let request = RangeRequest { key: vec![0].into(), serializable: true, count_only: true, ..Default::default() };
+        let cluster = match self.direct.range(&request).await {
+            Ok(response) => response.header.map_or(0, |header| header.cluster_id),
+            Err(_) => return false,
+        };
+        // The first one is: all members run then.
+        let known = self.record.cluster.compare_exchange(0, cluster, Ordering::Relaxed, Ordering::Relaxed);
+        known.is_ok() || known == Err(cluster)
     }
 
     /// The connection, for calls that are recorded otherwise.

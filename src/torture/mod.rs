@@ -169,16 +169,20 @@ async fn torture(options: &Options, setup: &Setup) -> Result<ExitCode, Failed> {
     let kept = Kept::of(setup, run, again);
     let verdict = Verdict::of(&kept);
     let keep = options.keep || !verdict.findings.is_empty();
-    for member in runner.members() {
-        member.leave_volume(keep).map_err(|error| format!("{}: {error}", member.name))?;
-    }
+    let left = runner.members().iter_mut().map(|member| {
+        let left = member.leave_volume(keep);
+        left.map_err(|error| format!("{}: {error}", member.name))
+    });
+    let left: Vec<String> = left.filter_map(Result::err).collect();
     bar.finish_and_clear();
     drop(runner);
     let dir = keep.then_some(setup.dir.as_path());
-    match dir {
-        Some(dir) => kept.write(dir)?,
-        None => runner::remove(&setup.dir),
-    }
+    let written = match dir {
+        Some(dir) => kept.write(dir),
+        None => Ok(runner::remove(&setup.dir)),
+    };
+    // A disk without room for all this does not keep the verdict back.
+    left.iter().chain(written.as_ref().err()).for_each(|error| eprintln!("quorate torture: not kept: {error}"));
     Ok(tell(&Report { kept: &kept, verdict: &verdict, dir }, options.json))
 }
 
