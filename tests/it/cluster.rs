@@ -243,7 +243,14 @@ impl Cluster {
                 seen.push(HashKvResponse { header: None, hash_revision, ..hash });
             }
             let first = *seen.first().ok_or_else(|| "nobody runs".to_owned())?;
-            let same = first.hash_revision == revision && seen.iter().all(|hash| *hash == first);
+            // Of a revision that was compacted at, a member answers what it kept from then, and one that restarted since
+            // computes it: the same hash, below the compaction before and below this one (server.md 3.9).
+            let compacted_here = seen.iter().any(|hash| hash.compact_revision == revision);
+            let alike = |hash: &HashKvResponse| match compacted_here {
+                true => HashKvResponse { compact_revision: first.compact_revision, ..*hash } == first,
+                false => *hash == first,
+            };
+            let same = first.hash_revision == revision && seen.iter().all(alike);
             if same { Ok(first) } else { Err(self.logs(&format!("at {revision} they are {seen:?}"))) }
         })
         .await
