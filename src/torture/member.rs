@@ -318,9 +318,11 @@ impl Member {
         (self.port_taken, self.again) = (None, None);
         self.generation += 1;
         match std::fs::remove_dir_all(self.data_dir()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
+        // A power cut must not bring it back: the next member here would be the one that was removed.
+        std::fs::File::open(self.dir())?.sync_all()
     }
 
     /// Starts it as another member.

@@ -177,10 +177,10 @@ async fn torture(options: &Options, setup: &Setup) -> Result<ExitCode, Failed> {
     bar.finish_and_clear();
     drop(runner);
     let dir = keep.then_some(setup.dir.as_path());
-    let written = match dir {
-        Some(dir) => kept.write(dir),
-        None => Ok(runner::remove(&setup.dir)),
-    };
+    let written = dir.map_or(Ok(()), |dir| kept.write(dir));
+    if !keep {
+        runner::remove(&setup.dir);
+    }
     // A disk without room for all this does not keep the verdict back.
     left.iter().chain(written.as_ref().err()).for_each(|error| eprintln!("quorate torture: not kept: {error}"));
     Ok(tell(&Report { kept: &kept, verdict: &verdict, dir }, options.json))

@@ -467,3 +467,19 @@ fn lines_are_equal() {
     ];
     replay("log-lines.txt", false, &different, 15);
 }
+
+#[test]
+fn stops_of_stuck_children_are_equal() {
+    let whole = "ours stops whatever came from a process, wherever it went (supervisor.md 1.17)";
+    let different = [
+        (
+            "a background child of the same group (the shell lets it ignore SIGINT): killed with the group after 10 s",
+            "takes 10 s",
+        ),
+        ("a grandchild in another session that holds the pipe: waited for without limit, then an error", whole),
+        ("a grandchild in another session without the pipe: left behind", whole),
+        ("a stopped (SIGSTOP) child", "ours lets it go on, and it stops at once"),
+        ("leader gone, the grandchild holds the pipe, all others end: goreman does not leave", whole),
+    ];
+    replay("stuck-children.txt", false, &different, 2);
+}

@@ -120,8 +120,11 @@ impl Script<'_> {
         let answer = self.told(&format!("campaign {name} {lease:x} {value}"), answer, |campaign| {
             let leader = campaign.leader.clone().unwrap_or_default();
             let LeaderKey { name, key, rev, lease: led } = leader;
-            let shown = if lease == 0 { format!("{led}") } else { format!("{name:?} {key:?} {rev} {led:x}") };
-            let shown = if lease == 0 { format!("{name:?} {rev} {}", shown.len()) } else { shown };
+            let shown = match lease {
+                // The member chose one: a number above 0 of any length.
+                0 => format!("{name:?} {rev} {}", led > 0),
+                _ => format!("{name:?} {key:?} {rev} {led:x}"),
+            };
             format!("{shown} at {}", revision(&campaign.header))
         });
         answer.and_then(|campaign| campaign.leader)
