@@ -85,6 +85,13 @@ impl Links {
         Ok(Links { links, _connections: connections })
     }
 
+    /// A connection to the first endpoint, for calls beside a load. It lasts as long as its owner.
+    pub async fn one(endpoints: &[String]) -> Result<(Links, Direct), String> {
+        let links = Links::open(endpoints, 1).await?;
+        let direct = links.links[0].clone();
+        Ok((links, direct))
+    }
+
     pub fn links(&self) -> &[Direct] {
         &self.links
     }

@@ -3,6 +3,7 @@
 //! As goreman: the file wins over the flags, its `args` replace the command line, and what is wrong in it is passed over
 //! without a word. Natively a flag that was given wins, and what is wrong is an error with its line.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -32,10 +33,11 @@ pub fn apply(path: &Path, flags: &mut Flags, words: &mut Vec<String>, manner: Ma
         Ok(_) => return Err(format!("{NAME}: keys and values are expected")),
         Err(error) => return Err(format!("{NAME}: {error}")),
     };
+    let given = flags.given.clone();
     for Entry { key, line, value } in entries {
         let known = match manner {
             Manner::Original => set_as_goreman(&key, &value, flags, words),
-            Manner::Native => set(&key, &value, flags),
+            Manner::Native => set(&key, &value, flags, &given),
         };
         if manner == Manner::Native {
             known.map_err(|why| format!("{NAME}: line {line}: {why}"))?;
@@ -62,17 +64,17 @@ fn set_as_goreman(key: &str, value: &Value, flags: &mut Flags, words: &mut Vec<S
         *words = texts(value).ok_or_else(|| wrong(key, "a list"))?;
         return Ok(());
     }
-    flags.given.clear();
-    set(key, value, flags)
+    set(key, value, flags, &BTreeSet::new())
 }
 
-fn set(key: &str, value: &Value, flags: &mut Flags) -> Result<(), String> {
+/// Sets the flag that a key stands for, unless it is one of those that win.
+fn set(key: &str, value: &Value, flags: &mut Flags, winning: &BTreeSet<String>) -> Result<(), String> {
     let Some(flag) = flag_of(key) else {
         return Err(format!(
             "unknown key {key:?} (known are procfile, port, basedir, baseport, exit_on_error, envfiles)"
         ));
     };
-    let given = flags.given.contains(flag);
+    let given = winning.contains(flag);
     if value.is_null() && flag != "env" {
         return Ok(());
     }

@@ -204,8 +204,12 @@ impl Supervisor {
             }
             Err(error) => {
                 slot.group = None;
-                let why = format!("fork/exec /bin/sh: {}", crate::common::os_reason::os_reason(&error));
-                self.step_now(index, Input::SpawnFailed(why));
+                let reason = match error.kind() {
+                    // A zero byte in the command, which never comes to the system: this is what it would say.
+                    std::io::ErrorKind::InvalidInput => "invalid argument".to_owned(),
+                    _ => crate::common::os_reason::os_reason(&error),
+                };
+                self.step_now(index, Input::SpawnFailed(format!("fork/exec /bin/sh: {reason}")));
             }
         }
     }

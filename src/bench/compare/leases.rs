@@ -52,9 +52,7 @@ pub async fn expired(load: &Load, scale: Scale, servers: &Servers, what: &str) -
     let due = Instant::now() + Duration::from_secs(ttl);
     for_each(leases, clients, &links, move |link, number| grant(link, number, ttl)).await?;
     for_each(leases, clients, &links, attach).await?;
-    let (mut direct, ended) = Direct::open(&servers.endpoints()[0]).await?;
-    let mut connections = JoinSet::new();
-    connections.spawn(ended);
+    let (_link, mut direct) = Links::one(servers.endpoints()).await?;
     let told = |error: DirectError| format!("{what}: {error}");
     let left = count(&mut direct).await.map_err(told)?;
     if left != leases as i64 || Instant::now() >= due {

@@ -5,7 +5,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tokio::task::JoinSet;
 
 use super::case::Case;
 use super::case::Measure;
@@ -24,7 +23,6 @@ use crate::bench::progress::Progress;
 use crate::bench::usage::Reading;
 use crate::bench::workload::Ranges;
 use crate::bench::workload::Work;
-use crate::client::direct::Direct;
 use crate::client::direct::DirectError;
 use crate::proto::etcdserverpb::CompactionRequest;
 use crate::proto::etcdserverpb::RangeRequest;
@@ -204,9 +202,7 @@ async fn compacted(scale: Scale, load: &Load, servers: &Servers, what: &str) -> 
     let work = Work::Txn { keys, value: keys::value(VALUE_BYTES), ops: TXN_PUTS };
     let total = keys.space * (1 + SUPERSEDED_EACH) / TXN_PUTS;
     flawless(&Load { name: "txn", total, work, ..load.clone() }, &links, what).await?;
-    let (mut direct, ended) = Direct::open(&servers.endpoints()[0]).await?;
-    let mut connections = JoinSet::new();
-    connections.spawn(ended);
+    let (_link, mut direct) = Links::one(servers.endpoints()).await?;
     let told = |error: DirectError| format!("{what}: {error}");
     let read = RangeRequest { key: Bytes::from_static(b"revision"), ..RangeRequest::default() };
     let revision = direct.range(&read).await.map_err(told)?.header.map_or(0, |header| header.revision);

@@ -3,8 +3,6 @@
 use std::time::Duration;
 use std::time::Instant;
 
-use tokio::task::JoinSet;
-
 use super::case::Measure;
 use super::rounds::Figure;
 use super::rounds::KEY_BYTES;
@@ -21,7 +19,6 @@ use crate::bench::load::Links;
 use crate::bench::load::Load;
 use crate::bench::progress::Progress;
 use crate::bench::workload::Work;
-use crate::client::direct::Direct;
 
 /// What fills the database, together 1 GB: so many values of so many bytes, so many in a transaction. Three of them fill
 /// a page of etcd's file; the next larger ones would leave much of it empty.
@@ -47,9 +44,9 @@ pub async fn saved(load: &Load, scale: Scale, servers: &Servers, what: &str) -> 
     let before = flawless(load, &links, what).await?;
     tokio::time::sleep(scale.time(SETTLE)).await;
     let least = values * VALUE_BYTES as u64;
-    let (time, bytes) = receive(&servers.endpoints()[0], least, what).await?;
+    let (time, bytes) = receive(servers.endpoints(), least, what).await?;
     let mut received = Err(format!("{what}: the snapshot was not waited for"));
-    let receiving = async { received = receive(&servers.endpoints()[0], least, what).await };
+    let receiving = async { received = receive(servers.endpoints(), least, what).await };
     let endless = Load { total: u64::MAX, ..load.clone() };
     let meanwhile = without_failures(endless.run_while(&links, &Progress::waiting(what), receiving).await, what)?;
     received?;
@@ -62,10 +59,8 @@ pub async fn saved(load: &Load, scale: Scale, servers: &Servers, what: &str) -> 
 }
 
 /// Receives a snapshot on a connection of its own: how long it took and how many bytes it has, `least` at least.
-async fn receive(endpoint: &str, least: u64, what: &str) -> Result<(Duration, u64), String> {
-    let (mut direct, ended) = Direct::open(endpoint).await?;
-    let mut connections = JoinSet::new();
-    connections.spawn(ended);
+async fn receive(endpoints: &[String], least: u64, what: &str) -> Result<(Duration, u64), String> {
+    let (_link, mut direct) = Links::one(endpoints).await?;
     let start = Instant::now();
     let progress = Progress::waiting(what);
     let (mut bytes, mut remaining) = (0, u64::MAX);

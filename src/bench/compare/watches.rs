@@ -4,7 +4,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tokio::task::JoinSet;
 
 use super::case::Measure;
 use super::rounds::Figure;
@@ -23,7 +22,6 @@ use crate::bench::load::Outcome;
 use crate::bench::progress::Progress;
 use crate::bench::watching::Seen;
 use crate::bench::watching::Watching;
-use crate::client::direct::Direct;
 use crate::client::direct::DirectError;
 use crate::proto::etcdserverpb::WatchCreateRequest;
 
@@ -147,7 +145,7 @@ pub async fn from_the_first(load: &Load, servers: &Servers, what: &str) -> Resul
     let mut events = 0;
     for _ in 0..WAYS {
         let mut here = 0;
-        let way = history(&servers.endpoints()[0], load.total, |told| {
+        let way = history(servers.endpoints(), load.total, |told| {
             here = told;
             progress.at(events + told);
         });
@@ -168,10 +166,8 @@ pub async fn from_the_first(load: &Load, servers: &Servers, what: &str) -> Resul
 }
 
 /// Watches everything from revision 1 on until `revisions` were told, each of one event, in order and none left out.
-async fn history(endpoint: &str, revisions: u64, mut told: impl FnMut(u64)) -> Result<(), String> {
-    let (mut direct, ended) = Direct::open(endpoint).await?;
-    let mut connections = JoinSet::new();
-    connections.spawn(ended);
+async fn history(endpoints: &[String], revisions: u64, mut told: impl FnMut(u64)) -> Result<(), String> {
+    let (_link, mut direct) = Links::one(endpoints).await?;
     let failed = |error: DirectError| error.to_string();
     let mut stream = direct.watch().await.map_err(failed)?;
     let all = Bytes::from_static(b"\0");

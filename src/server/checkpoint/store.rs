@@ -115,12 +115,8 @@ impl RedbCheckpoint {
     /// Writes a batch that is durable with the next one of `write`: for a file that nobody uses before that. Hundreds of
     /// syncs less make a large one twice as fast.
     pub fn write_ahead(&mut self, batch: &Batch) -> Result<(), Failure> {
-        let begin = || -> Result<WriteTransaction, redb::Error> {
-            let mut transaction = self.database.begin_write()?;
-            transaction.set_durability(Durability::None).expect("no savepoint was made in this transaction");
-            Ok(transaction)
-        };
-        let written = begin().and_then(|transaction| write_batch(transaction, batch));
+        let written =
+            begin_with(&self.database, Durability::None).and_then(|transaction| write_batch(transaction, batch));
         written.map_err(|error| redb_failure(&self.path, error))
     }
 
@@ -231,11 +227,17 @@ fn read_bucket(transaction: &ReadTransaction, bucket: Bucket) -> Result<Result<B
     Ok(Ok(buckets))
 }
 
-/// The one way to begin a write: durable, with quick-repair (and so in two phases), from the first commit on (D5).
+/// The one way to begin a write that lasts: durable, with quick-repair (and so in two phases), from the first commit on
+/// (D5).
 fn begin_write(database: &Database) -> Result<WriteTransaction, redb::Error> {
-    let mut transaction = database.begin_write()?;
-    transaction.set_durability(Durability::Immediate).expect("no savepoint was made in this transaction");
+    let mut transaction = begin_with(database, Durability::Immediate)?;
     transaction.set_quick_repair(true);
+    Ok(transaction)
+}
+
+fn begin_with(database: &Database, durability: Durability) -> Result<WriteTransaction, redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(durability).expect("no savepoint was made in this transaction");
     Ok(transaction)
 }
 
