@@ -3,6 +3,7 @@
 pub mod client;
 pub mod gob;
 pub mod server;
+pub mod vocabulary;
 
 use tokio::sync::oneshot;
 
