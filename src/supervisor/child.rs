@@ -1,22 +1,18 @@
 //! A real child behind a process: its shell, its group, its one pipe, and the events that it sends.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
-use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::signal::killpg;
 use nix::unistd::Pid;
-use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 use crate::program::Manner;
 use crate::supervisor::output::Feed;
-use crate::supervisor::output::store::Stream;
 use crate::supervisor::process::Exit;
 use crate::supervisor::process::Input;
 
@@ -44,7 +40,7 @@ pub struct Event {
 
 /// Starts `/bin/sh -c command` in a group of its own and a task that reports on it. The group's id is the leader's pid.
 pub fn spawn(launch: Launch, events: mpsc::UnboundedSender<Event>) -> io::Result<Pid> {
-    let (reader, writer) = io::pipe()?;
+    let (ends, unread) = launch.feed.connect()?;
     let mut command = Command::new("/bin/sh");
     let line = match launch.manner {
         Manner::Original => launch.command.clone(),
@@ -54,16 +50,15 @@ pub fn spawn(launch: Launch, events: mpsc::UnboundedSender<Event>) -> io::Result
         .arg("-c")
         .arg(line)
         .envs(launch.environment.iter().map(|(key, value)| (key, value)))
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone()?)
-        .stderr(writer)
+        .stdin(ends.stdin)
+        .stdout(ends.stdout)
+        .stderr(ends.stderr)
         .process_group(0);
     let mut child = tokio::process::Command::from(command).spawn()?;
     let number = child.id().ok_or_else(|| io::Error::other("it ended before it had a pid"))?;
     let group = Pid::from_raw(i32::try_from(number).map_err(io::Error::other)?);
-    let reader = pipe::Receiver::from_owned_fd(OwnedFd::from(reader))?;
-    let (index, generation) = (launch.index, launch.generation);
-    let reading = launch.feed.read(reader, Stream::Out, group.as_raw());
+    let (index, generation, feed) = (launch.index, launch.generation, launch.feed);
+    let reading = unread.read(group.as_raw())?;
     tokio::spawn(async move {
         let report = |input: Input| {
             // The loop is gone only when the supervisor has ended.
@@ -73,6 +68,7 @@ pub fn spawn(launch: Launch, events: mpsc::UnboundedSender<Event>) -> io::Result
             Ok(status) => exit_of(status),
             Err(_) => Exit::Code(-1),
         };
+        feed.note_exit(&exit.to_string());
         report(Input::LeaderExited(exit));
         reading.ended(outlived(group)).await;
         report(Input::Emptied);
