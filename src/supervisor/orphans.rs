@@ -296,8 +296,13 @@ mod tests {
         let inner = Tag { id: "13-cd".to_owned(), outer: Some(tag.value(&tag.mark(1, 1))) };
         let value = inner.value(&inner.mark(2, 3));
         assert_eq!(value, "12-ab.1.1,13-cd.2.3");
-        let mut child =
-            Command::new("sleep").arg("100").env(VARIABLE, value).process_group(0).stdin(Stdio::null()).spawn().unwrap();
+        let mut child = Command::new("sleep")
+            .arg("100")
+            .env(VARIABLE, value)
+            .process_group(0)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
         let seen = Seen::of(i32::try_from(child.id()).unwrap()).expect("it is there");
         for mark in ["12-ab", "12-ab.1.1", "13-cd", "13-cd.2.3"] {
             assert!(seen.is_marked(mark), "{mark}");

@@ -170,6 +170,11 @@ pub enum Effect {
     ArmBackoff(Duration),
     /// A line of our own in this process's log.
     Say(String),
+    /// All of it is gone.
+    Ended {
+        exit: Exit,
+        asked: bool,
+    },
     /// For the journal.
     Note(What),
     /// It ended by itself and badly, and is not started again: the words for it, and how it ended if it ever began.
@@ -360,13 +365,16 @@ impl Process {
             }
             (State::Backoff, Input::BackoffOver) => self.wait(),
             (State::Waiting, Input::Released) => self.begin(),
-            (State::Waiting, Input::Refused(why)) => self.refuse(None, why),
+            (State::Waiting, Input::Refused(why)) => {
+                let said = Effect::Say(format!("{} is not started: {why}", self.name));
+                [said].into_iter().chain(self.fail(Down::Failed, None, why)).collect()
+            }
             (State::Starting, Input::Spawned) => self.rise(now),
             (State::Starting | State::Stopping(_), Input::SpawnFailed(why)) => {
                 self.last = None;
                 let said = Effect::Say(format!("Failed to start {}: {why}", self.name));
                 let note = Effect::Note(What::SpawnFailed { reason: why.clone() });
-                [said, note].into_iter().chain(self.refuse(None, why)).collect()
+                [said, note].into_iter().chain(self.fail(Down::Failed, None, why)).collect()
             }
             (state, Input::Stop { signal, by }) => self.stop(state, now, signal, by),
             (State::Down(_), Input::Kill) => Vec::new(),
@@ -538,14 +546,19 @@ impl Process {
                 self.ready_at.map_or(Duration::ZERO, |ready| now.at.saturating_duration_since(ready))
             }
         };
+        self.why = None;
+        let mut effects = Vec::new();
         if health == Health::Probing && !self.is_asked(exit) {
+            let reason = format!("ended before it was ready ({exit})");
             self.unready = true;
-            self.why = Some(format!("ended before it was ready ({exit})"));
-        } else {
-            self.why = None;
+            self.why = Some(reason.clone());
+            effects.push(Effect::Note(What::NotReady { reason }));
         }
         // What is left of it holds its ports and its files: it goes before the new start (trap 2).
-        if self.is_restarted(exit) { self.ask(now, self.habits.stop) } else { Vec::new() }
+        if self.is_restarted(exit) {
+            effects.extend(self.ask(now, self.habits.stop));
+        }
+        effects
     }
 
     fn is_good(&self, exit: Exit) -> bool {
@@ -565,7 +578,7 @@ impl Process {
         let asked = self.is_asked(exit);
         let (good, restarted) = (self.is_good(exit), self.is_restarted(exit));
         self.last = Some(Last { exit, asked, by: self.by.take().filter(|_| asked), at: now.at });
-        let mut effects = vec![Effect::Say(format!("Terminating {}", self.name))];
+        let mut effects = vec![Effect::Ended { exit, asked }];
         if restarted {
             effects.extend(self.back_off(now, exit, asked));
         } else if good || asked {
@@ -587,7 +600,8 @@ impl Process {
             false => self.backoff.next(self.healthy_for, self.habits.restart_max, now.dice),
         };
         let Some(wait) = wait else {
-            let why = format!("ended {} times in a row, the last with {exit}", self.habits.restart_max.saturating_add(1));
+            let why =
+                format!("ended {} times in a row, the last with {exit}", self.habits.restart_max.saturating_add(1));
             let failed = self.fail(Down::Flapping, Some(exit), why);
             return [Effect::Note(What::Flapping)].into_iter().chain(failed).collect();
         };
@@ -601,13 +615,8 @@ impl Process {
 
     fn end_as_asked(&mut self, now: Moment, exit: Exit) -> Vec<Effect> {
         self.last = Some(Last { exit, asked: true, by: self.by.take(), at: now.at });
-        let said = Effect::Say(format!("Terminating {}", self.name));
-        [said].into_iter().chain(self.settle(Down::Idle)).collect()
-    }
-
-    /// It could not even begin, or what it needs will not be there.
-    fn refuse(&mut self, exit: Option<Exit>, why: String) -> Vec<Effect> {
-        self.fail(Down::Failed, exit, why)
+        let ended = Effect::Ended { exit, asked: true };
+        [ended].into_iter().chain(self.settle(Down::Idle)).collect()
     }
 
     fn fail(&mut self, down: Down, exit: Option<Exit>, why: String) -> Vec<Effect> {
@@ -648,8 +657,13 @@ mod tests {
         Input::Send { signal: Signal::SIGKILL, leader_only: false, stay_down, by: Some("pid 7".to_owned()) }
     }
 
-    fn terminating() -> Effect {
-        Effect::Say("Terminating web".to_owned())
+    /// By itself, and on request.
+    fn ended(exit: Exit) -> Effect {
+        Effect::Ended { exit, asked: false }
+    }
+
+    fn obeyed(exit: Exit) -> Effect {
+        Effect::Ended { exit, asked: true }
     }
 
     fn asked() -> Vec<Effect> {
@@ -672,7 +686,8 @@ mod tests {
             let lines = [(1, format!("# @web {pragma}"))];
             let settings = crate::supervisor::settings::collect("Procfile", &lines, &names).unwrap();
             let at = Instant::now();
-            let process = Process::new("web".to_owned(), Some("Starting web on port 5000".into()), &settings["web"], at);
+            let process =
+                Process::new("web".to_owned(), Some("Starting web on port 5000".into()), &settings["web"], at);
             Table { process, at }
         }
 
@@ -722,20 +737,20 @@ mod tests {
         let ends = |exit| [Input::LeaderExited(exit), Input::Emptied];
         check("", &[], StateName::Running, &[]);
         check("", &ends(THREE)[..1], StateName::Stopping, &[]);
-        check("", &ends(ZERO), StateName::Exited, &[terminating(), Effect::Finished(ZERO)]);
-        check("", &ends(THREE), StateName::Failed, &[terminating(), failed("exit status 3", THREE)]);
+        check("", &ends(ZERO), StateName::Exited, &[ended(ZERO), Effect::Finished(ZERO)]);
+        check("", &ends(THREE), StateName::Failed, &[ended(THREE), failed("exit status 3", THREE)]);
         let killed = Exit::Signal(9);
-        check("", &ends(killed), StateName::Failed, &[terminating(), failed("signal: killed", killed)]);
-        check("success=0,3", &ends(THREE), StateName::Exited, &[terminating(), Effect::Finished(THREE)]);
-        check("success=3", &ends(ZERO), StateName::Failed, &[terminating(), failed("exit status 0", ZERO)]);
+        check("", &ends(killed), StateName::Failed, &[ended(killed), failed("signal: killed", killed)]);
+        check("success=0,3", &ends(THREE), StateName::Exited, &[ended(THREE), Effect::Finished(THREE)]);
+        check("success=3", &ends(ZERO), StateName::Failed, &[ended(ZERO), failed("exit status 0", ZERO)]);
     }
 
     #[test]
     fn what_we_stopped_is_no_failure() {
         let gone = Input::LeaderExited(Exit::Signal(15));
         check("", &[stop()], StateName::Stopping, &asked());
-        check("", &[stop(), gone.clone(), Input::Emptied], StateName::Exited, &[terminating()]);
-        check("restart=always", &[stop(), gone, Input::Emptied], StateName::Exited, &[terminating()]);
+        check("", &[stop(), gone.clone(), Input::Emptied], StateName::Exited, &[obeyed(Exit::Signal(15))]);
+        check("restart=always", &[stop(), gone, Input::Emptied], StateName::Exited, &[obeyed(Exit::Signal(15))]);
         check("", &[stop(), stop()], StateName::Stopping, &[]);
         check("", &[stop(), Input::GraceOver], StateName::Stopping, &[Effect::Signal(Signal::SIGKILL)]);
         // The leader is gone, a child of it is not: it is asked too.
@@ -773,7 +788,8 @@ mod tests {
         table.step(Input::Start);
         assert_eq!((table.name(), table.process.wanted), (StateName::Pending, true));
         let effects = table.steps(&[Input::Refused("db failed".to_owned())]);
-        assert_eq!(effects, [Effect::Failed("db failed".to_owned(), None)]);
+        let said = Effect::Say("web is not started: db failed".to_owned());
+        assert_eq!(effects, [said, Effect::Failed("db failed".to_owned(), None)]);
         assert_eq!(table.name(), StateName::Failed);
         table.steps(&[Input::Start, stop()]);
         assert_eq!((table.process.state(), table.process.wanted), (State::Down(Down::Idle), false));
@@ -782,13 +798,14 @@ mod tests {
     #[test]
     fn a_policy_starts_it_again_after_a_wait() {
         let dies = [Input::LeaderExited(THREE), Input::Emptied];
-        let waits = |millis| [terminating(), Effect::ArmBackoff(Duration::from_millis(millis))];
+        let waits = |millis| [ended(THREE), Effect::ArmBackoff(Duration::from_millis(millis))];
         check("restart=on-failure", &dies[..1], StateName::Stopping, &asked());
         check("restart=on-failure", &dies, StateName::Backoff, &waits(100));
         check("restart=always", &dies, StateName::Backoff, &waits(100));
         let well = [Input::LeaderExited(ZERO), Input::Emptied];
-        check("restart=on-failure", &well, StateName::Exited, &[terminating(), Effect::Finished(ZERO)]);
-        check("restart=unless-stopped", &well, StateName::Backoff, &waits(100));
+        check("restart=on-failure", &well, StateName::Exited, &[ended(ZERO), Effect::Finished(ZERO)]);
+        let again = [ended(ZERO), Effect::ArmBackoff(Duration::from_millis(100))];
+        check("restart=unless-stopped", &well, StateName::Backoff, &again);
         let mut table = Table::up("restart=on-failure");
         table.steps(&dies);
         let again = [Input::BackoffOver, Input::Released, Input::Spawned];
@@ -812,7 +829,7 @@ mod tests {
             table.steps(&again);
         }
         let words = "ended 3 times in a row, the last with exit status 3";
-        assert_eq!(table.steps(&dies), [terminating(), failed(words, THREE)]);
+        assert_eq!(table.steps(&dies), [ended(THREE), failed(words, THREE)]);
         assert_eq!((table.name(), table.process.failed), (StateName::Flapping, true));
         assert!(table.steps(&again).is_empty());
         table.steps(&[Input::Start, Input::Released, Input::Spawned]);
@@ -824,20 +841,22 @@ mod tests {
     #[test]
     fn a_signal_that_was_sent_on_request_is_no_failure() {
         let dies = [kill(false), Input::LeaderExited(Exit::Signal(9)), Input::Emptied];
-        check("", &dies, StateName::Exited, &[terminating()]);
+        let killed = Exit::Signal(9);
+        check("", &dies, StateName::Exited, &[obeyed(killed)]);
         // A shell passes it on as a code.
-        check("", &[kill(false), Input::LeaderExited(Exit::Code(137)), Input::Emptied], StateName::Exited, &[terminating()]);
-        let backs_off = [terminating(), Effect::ArmBackoff(Duration::from_millis(100))];
+        let by_code = [kill(false), Input::LeaderExited(Exit::Code(137)), Input::Emptied];
+        check("", &by_code, StateName::Exited, &[obeyed(Exit::Code(137))]);
+        let backs_off = [obeyed(killed), Effect::ArmBackoff(Duration::from_millis(100))];
         check("restart=on-failure", &dies, StateName::Backoff, &backs_off);
         let stays = [kill(true), Input::LeaderExited(Exit::Signal(9)), Input::Emptied];
-        check("restart=always", &stays, StateName::Exited, &[terminating()]);
+        check("restart=always", &stays, StateName::Exited, &[obeyed(killed)]);
         let mut table = Table::up("");
         table.steps(&dies);
         let last = table.process.last.clone().expect("it ended");
         assert_eq!((last.asked, last.by.as_deref()), (true, Some("pid 7")));
         // Another end than the one that was asked for is its own.
         let other = [kill(false), Input::LeaderExited(THREE), Input::Emptied];
-        check("", &other, StateName::Failed, &[terminating(), failed("exit status 3", THREE)]);
+        check("", &other, StateName::Failed, &[ended(THREE), failed("exit status 3", THREE)]);
         // Requested deaths do not make it flap.
         let mut table = Table::up("restart=always restart-max=1");
         for _ in 0..5 {
@@ -875,7 +894,7 @@ mod tests {
         table.steps(&late);
         let dead = [Input::LeaderExited(Exit::Signal(15)), Input::Emptied];
         let words = "not ready within 2s: refused";
-        assert_eq!(table.steps(&dead), [terminating(), failed(words, Exit::Signal(15))]);
+        assert_eq!(table.steps(&dead), [ended(Exit::Signal(15)), failed(words, Exit::Signal(15))]);
         assert_eq!(table.name(), StateName::Failed);
         let mut again = Table::up("ready=delay=1s restart=on-failure");
         again.steps(&late);
@@ -884,12 +903,12 @@ mod tests {
         // An end before readiness is a failure at once, also a good one.
         let words = "ended before it was ready (exit status 0)";
         let early = [Input::LeaderExited(ZERO), Input::Emptied];
-        check("ready=delay=1s", &early, StateName::Failed, &[terminating(), failed(words, ZERO)]);
+        check("ready=delay=1s", &early, StateName::Failed, &[ended(ZERO), failed(words, ZERO)]);
         // A stop in between is a request like any other.
         let mut stopped = Table::up("ready=delay=1s restart=always");
         stopped.steps(&late);
         assert!(stopped.steps(&[stop()]).is_empty());
-        assert_eq!((stopped.steps(&dead), stopped.name()), (vec![terminating()], StateName::Exited));
+        assert_eq!((stopped.steps(&dead), stopped.name()), (vec![obeyed(Exit::Signal(15))], StateName::Exited));
     }
 
     #[test]

@@ -50,7 +50,8 @@ mod tests {
     #[test]
     fn waits_double_up_to_thirty_seconds_and_end_at_the_maximum() {
         let mut backoff = Backoff::default();
-        let waits: Vec<u128> = (0..11).map(|_| backoff.next(Duration::ZERO, 11, 0).expect("not yet").as_millis()).collect();
+        let waits: Vec<u128> =
+            (0..11).map(|_| backoff.next(Duration::ZERO, 11, 0).expect("not yet").as_millis()).collect();
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]);
         assert_eq!(backoff.next(Duration::ZERO, 11, 0), None);
         assert_eq!(backoff.next(HEALTHY, 11, 0), Some(FIRST), "up long enough, it begins anew");

@@ -240,7 +240,8 @@ fn words(text: &str) -> Result<Vec<String>, String> {
 fn apply(settings: &mut Settings, name: &str, pairs: &[(String, Option<String>)]) -> Result<(), String> {
     let mut status = None;
     for (key, value) in pairs {
-        let needed = || value.as_deref().filter(|value| !value.is_empty()).ok_or_else(|| format!("{key}= needs a value"));
+        let needed =
+            || value.as_deref().filter(|value| !value.is_empty()).ok_or_else(|| format!("{key}= needs a value"));
         let bad = |why: String| format!("{key}={}: {why}", value.as_deref().unwrap_or_default());
         match key.as_str() {
             "ready" => settings.ready = Some(probe(needed()?).map_err(bad)?),
@@ -283,7 +284,9 @@ fn apply(settings: &mut Settings, name: &str, pairs: &[(String, Option<String>)]
 fn probe(text: &str) -> Result<Probe, String> {
     let (kind, rest) = text.split_once('=').unwrap_or((text, ""));
     if rest.is_empty() != (kind == "sd-notify") {
-        return Err("a probe is sd-notify, http=URL, tcp=host:port, log=REGEX, exec=COMMAND or delay=DURATION".to_owned());
+        return Err(
+            "a probe is sd-notify, http=URL, tcp=host:port, log=REGEX, exec=COMMAND or delay=DURATION".to_owned()
+        );
     }
     match kind {
         "sd-notify" => Ok(Probe::SdNotify),
