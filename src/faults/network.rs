@@ -103,8 +103,7 @@ impl Link {
     /// How late a piece comes.
     fn lateness(&self, luck: Luck) -> Duration {
         let jitter = self.jitter.mul_f64(luck.jitter.abs());
-        let way =
-            if luck.jitter < 0.0 { self.delay.saturating_sub(jitter) } else { self.delay.saturating_add(jitter) };
+        let way = if luck.jitter < 0.0 { self.delay.saturating_sub(jitter) } else { self.delay.saturating_add(jitter) };
         way.saturating_add(self.resending(luck))
     }
 
@@ -135,7 +134,8 @@ impl fmt::Display for Link {
         let parts = [
             self.cut.then(|| "cut".to_owned()),
             self.held.then(|| "silent".to_owned()),
-            (!self.delay.is_zero() || !self.jitter.is_zero()).then(|| format!("delay {}ms{jitter}", millis(self.delay))),
+            (!self.delay.is_zero() || !self.jitter.is_zero())
+                .then(|| format!("delay {}ms{jitter}", millis(self.delay))),
             (self.loss_percent > 0).then(|| format!("drop {}%", self.loss_percent)),
             (self.rate > 0).then(|| format!("throttle {}B/s", self.rate)),
         ];

@@ -19,9 +19,11 @@ pub mod environment;
 pub mod export;
 pub mod flags;
 pub mod guardian;
+pub mod links;
 pub mod output;
 pub mod process;
 pub mod procfile;
+pub mod stack;
 pub mod supervise;
 
 use std::collections::BTreeSet;
