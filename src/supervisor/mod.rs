@@ -19,12 +19,14 @@ pub mod environment;
 pub mod export;
 pub mod flags;
 pub mod guardian;
+pub mod links;
 pub mod members;
 pub mod output;
 pub mod process;
 pub mod procfile;
 pub mod procinfo;
 pub mod project;
+pub mod stack;
 pub mod supervise;
 pub mod targets;
 
