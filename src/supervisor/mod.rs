@@ -21,6 +21,7 @@ pub mod flags;
 pub mod guardian;
 pub mod links;
 pub mod members;
+pub mod native;
 pub mod output;
 pub mod process;
 pub mod procfile;
@@ -77,10 +78,14 @@ type Failed = (String, u8);
 
 /// Runs the supervisor's command line to its end.
 pub fn main(words: Vec<OsString>, manner: Manner) -> ExitCode {
-    let words: Vec<String> = words.into_iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let typed = words;
+    let words: Vec<String> = typed.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     if words.first().is_some_and(|word| word == guardian::WORD) {
         guardian::run(words.get(1).map(PathBuf::from));
         return ExitCode::SUCCESS;
+    }
+    if manner == Manner::Native && native::takes(&words) {
+        return native::main(&typed);
     }
     let program = match manner {
         Manner::Original => {
@@ -137,6 +142,9 @@ fn dispatch(flags: &Flags, rest: &[String], manner: Manner) -> Result<ExitCode, 
                 Manner::Native => format!("{QUORATE_VERSION} (goreman {GOREMAN_VERSION})\n"),
             });
             Ok(ExitCode::SUCCESS)
+        }
+        (Some("start"), names) if manner == Manner::Native => {
+            native::start(flags, names).map_err(|failure| (failure.text, failure.code))
         }
         (Some("start"), names) => start(flags, names, manner),
         (Some("run"), [command, names @ ..]) => run(flags, command, names),

@@ -19,6 +19,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 use crate::supervisor::control::messages::Refusal;
+use crate::supervisor::project;
 use crate::supervisor::project::Project;
 
 /// Longest answer that is read at once; streams are read piece by piece.
@@ -34,6 +35,9 @@ pub enum ControlError {
     /// A name or a route that is not there; nothing was done.
     #[error("{0}")]
     Unknown(String),
+    /// A role that nobody has now; nothing was done.
+    #[error("{0}")]
+    Nobody(String),
     /// Nothing was done.
     #[error("{0}")]
     Refused(String),
@@ -88,6 +92,11 @@ impl Caller {
     /// The one that listens there.
     pub fn at(socket: &Path) -> Caller {
         Caller { socket: socket.to_owned() }
+    }
+
+    /// Whether it has not ended altogether.
+    pub fn is_there(&self) -> bool {
+        project::is_held(&self.socket)
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ControlError> {
@@ -154,6 +163,7 @@ async fn refusal(response: Response<Incoming>) -> ControlError {
     };
     match status {
         StatusCode::NOT_FOUND => ControlError::Unknown(text),
+        StatusCode::CONFLICT => ControlError::Nobody(text),
         StatusCode::SERVICE_UNAVAILABLE => ControlError::NoSupervisor(text),
         _ => ControlError::Refused(text),
     }

@@ -8,6 +8,7 @@ pub mod http_server;
 pub mod messages;
 pub mod query;
 pub mod server;
+pub mod streams;
 pub mod vocabulary;
 
 use tokio::sync::oneshot;
