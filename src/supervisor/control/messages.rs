@@ -8,7 +8,7 @@
 //!  GET  /v1/events?tail=&follow=                                 a journal's Record, or {lost}, a line
 //!  GET  /v1/reads                     ▶  ActionAnswer: does every member serve a linearizable read?
 //!  POST /v1/links      LinkRequest    ▶  LinkAnswer
-//!  POST /v1/end        EndRequest     ▶  {} once everything has stopped
+//!  POST /v1/end        EndRequest     ▶  null once everything has stopped
 //! ```
 //!
 //! What is refused is answered with a `Refusal` and nothing is done: 400 nonsense, 404 an unknown name or route,

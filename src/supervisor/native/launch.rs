@@ -202,21 +202,13 @@ fn member(process: &Planned) -> Option<Member> {
 pub fn run(plan: Plan, mut held: Held, sink: Sink, ready: Option<Ready>) -> Result<u8, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(format!("cannot start: {}", os_reason(&error))))?;
-    let done = runtime.block_on(supervise(plan, &held, sink, ready));
-    match done {
-        Ok(ended) => {
-            let code = ended.code();
-            // Somebody may want to know why it ended: nobody has seen it.
-            held.keep_log = held.holder.detached && !ended.asked;
-            match ended.fatal {
-                Some((words, _)) if code != 0 => Err(Failure { text: words, code }),
-                _ => Ok(code),
-            }
-        }
-        Err(failure) => {
-            held.keep_log = held.holder.detached;
-            Err(failure)
-        }
+    let ended = runtime.block_on(supervise(plan, &held, sink, ready))?;
+    let code = ended.code();
+    // Somebody may want to know why it ended: nobody has seen it.
+    held.keep_log = held.holder.detached && !ended.asked;
+    match ended.fatal {
+        Some((words, _)) if code != 0 => Err(Failure { text: words, code }),
+        _ => Ok(code),
     }
 }
 

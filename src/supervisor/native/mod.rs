@@ -22,7 +22,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use clap::CommandFactory;
 use clap::Parser;
 use clap::Subcommand;
 
@@ -287,11 +286,6 @@ fn tell(text: &str) {
     anstream::eprintln!("quorate supervisor: {text}");
 }
 
-/// The help text, for those who typed nothing or too little.
-pub fn help() -> String {
-    Line::command().render_help().to_string()
-}
-
 fn run(line: Line, words: &[OsString]) -> Result<ExitCode, Failure> {
     let Line { place, task } = line;
     // The child of `up -d` is there already.
@@ -379,6 +373,8 @@ pub fn start(flags: &Flags, names: &[String]) -> Result<ExitCode, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     fn words(line: &str) -> Vec<String> {
@@ -388,7 +384,8 @@ mod tests {
     #[test]
     fn the_tree_of_commands_is_sound() {
         Line::command().debug_assert();
-        assert!(help().contains("Exit codes:") && help().contains("partition"), "{}", help());
+        let help = Line::command().render_help().to_string();
+        assert!(help.contains("Exit codes:") && help.contains("partition"), "{help}");
     }
 
     #[test]

@@ -204,7 +204,7 @@ fn state(process: &ProcessStatus) -> String {
     }
 }
 
-fn state_word(state: StateName) -> String {
+pub fn state_word(state: StateName) -> String {
     match serde_json::to_value(state) {
         Ok(serde_json::Value::String(word)) => word,
         _ => format!("{state:?}"),
@@ -239,7 +239,7 @@ fn last_exit(exit: &LastExit) -> String {
 }
 
 /// The two largest units of a time: `3s`, `4m12s`, `2h3m`, `5d1h`.
-fn span(millis: u64) -> String {
+pub fn span(millis: u64) -> String {
     let seconds = millis / 1000;
     match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
         (0, 0, 0, 0) => format!("{millis}ms"),
@@ -251,7 +251,7 @@ fn span(millis: u64) -> String {
 }
 
 /// Binary units, three digits.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if bytes < 1024 {
         return format!("{bytes}B");
@@ -265,33 +265,35 @@ fn size(bytes: u64) -> String {
     if value < 9.95 { format!("{value:.1}{}", UNITS[unit]) } else { format!("{value:.0}{}", UNITS[unit]) }
 }
 
+/// A process in this state, for tests.
+#[cfg(test)]
+pub fn sample(name: &str, state: StateName) -> ProcessStatus {
+    let view = crate::supervisor::control::vocabulary::ProcessView {
+        name: name.to_owned(),
+        place: 0,
+        command: "true".to_owned(),
+        state,
+        state_ms: 3_200,
+        wanted: true,
+        group: None,
+        uptime_ms: None,
+        ready_after_ms: None,
+        restarts: 0,
+        last_exit: None,
+        next_start_ms: None,
+        port: None,
+        why: None,
+    };
+    ProcessStatus { view, is_member: false, usage: None, member: None, member_error: None }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::sample as process;
     use super::*;
-    use crate::supervisor::control::vocabulary::ProcessView;
     use crate::supervisor::members::MemberStatus;
     use crate::supervisor::procinfo::GroupInfo;
     use crate::supervisor::targets::Role;
-
-    fn process(name: &str, state: StateName) -> ProcessStatus {
-        let view = ProcessView {
-            name: name.to_owned(),
-            place: 0,
-            command: "true".to_owned(),
-            state,
-            state_ms: 3_200,
-            wanted: true,
-            group: None,
-            uptime_ms: None,
-            ready_after_ms: None,
-            restarts: 0,
-            last_exit: None,
-            next_start_ms: None,
-            port: None,
-            why: None,
-        };
-        ProcessStatus { view, is_member: false, usage: None, member: None, member_error: None }
-    }
 
     fn member() -> ProcessStatus {
         let mut member = process("etcd1", StateName::Ready);
