@@ -44,6 +44,7 @@ mod snapshot_save;
 mod sockets;
 mod supervisor;
 mod supervisor_control;
+mod supervisor_engine;
 mod support;
 mod takeover;
 mod tidy;
