@@ -21,16 +21,23 @@ pub mod export;
 pub mod flags;
 pub mod guardian;
 pub mod journal;
+pub mod links;
 pub mod listening;
+pub mod members;
+pub mod native;
 pub mod notify;
 pub mod orphans;
 pub mod output;
 pub mod probes;
 pub mod process;
 pub mod procfile;
+pub mod procinfo;
+pub mod project;
 pub mod restart;
 pub mod settings;
+pub mod stack;
 pub mod supervise;
+pub mod targets;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -86,14 +93,17 @@ type Failed = (String, u8);
 
 /// Runs the supervisor's command line to its end.
 pub fn main(words: Vec<OsString>, manner: Manner) -> ExitCode {
-    let launch_words = words.get(1..).unwrap_or_default().to_vec();
-    let words: Vec<String> = words.into_iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let typed = words;
+    let words: Vec<String> = typed.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     if words.first().is_some_and(|word| word == guardian::WORD) {
         guardian::run(words.get(1).map_or("", String::as_str), words.get(2).map(PathBuf::from));
         return ExitCode::SUCCESS;
     }
     if words.first().is_some_and(|word| word == child::LAUNCH) {
-        return crate::faults::process::launch(launch_words);
+        return crate::faults::process::launch(typed.get(1..).unwrap_or_default().to_vec());
+    }
+    if manner == Manner::Native && native::takes(&words) {
+        return native::main(&typed);
     }
     let program = match manner {
         Manner::Original => {
@@ -150,6 +160,9 @@ fn dispatch(flags: &Flags, rest: &[String], manner: Manner) -> Result<ExitCode, 
                 Manner::Native => format!("{QUORATE_VERSION} (goreman {GOREMAN_VERSION})\n"),
             });
             Ok(ExitCode::SUCCESS)
+        }
+        (Some("start"), names) if manner == Manner::Native => {
+            native::start(flags, names).map_err(|failure| (failure.text, failure.code))
         }
         (Some("start"), names) => start(flags, names, manner),
         (Some("run"), [command, names @ ..]) => run(flags, command, names),

@@ -265,10 +265,12 @@ fn apply(settings: &mut Settings, name: &str, pairs: &[(String, Option<String>)]
             "env-file" => settings.env_file = Some(PathBuf::from(needed()?)),
             "cwd" => settings.cwd = Some(PathBuf::from(needed()?)),
             "data-dir" => settings.data_dir = Some(PathBuf::from(needed()?)),
+            // `links::relays` reads it.
+            "relay" => {}
             other => {
                 return Err(format!(
                     "@{name}: unknown setting \"{other}\" (there are ready, status, interval, timeout, stop, grace, restart, \
-                     restart-max, success, after, can-exit, env-file, tty, cwd, data-dir)"
+                     restart-max, success, after, can-exit, env-file, tty, cwd, data-dir, relay)"
                 ));
             }
         }

@@ -36,6 +36,8 @@ impl Stack {
             command.arg("supervisor");
         }
         command.arg("-p").arg(self.port.to_string()).args(words).current_dir(self.dir.path()).env("PORT", "1");
+        // What a killed supervisor leaves there goes with the directory.
+        command.env("XDG_RUNTIME_DIR", self.dir.path());
         command.stdin(Stdio::null());
         command
     }
@@ -212,7 +214,8 @@ async fn two_supervisors_on_one_port_are_told_apart() {
     let stack = Stack::new("a: exec sleep 1000\n");
     let running = stack.start("quorate", &["start"]);
     stack.status("*a\n").await;
-    let (code, _, err) = stack.run("quorate", &["start"]);
+    let other = Stack { port: stack.port, ..Stack::new("a: exec sleep 1000\n") };
+    let (code, _, err) = other.run("quorate", &["start"]);
     assert_eq!(code, Some(1));
     assert!(err.contains(&format!("127.0.0.1:{}", stack.port)) && err.contains("in use"), "{err}");
     assert_eq!(stack.run("quorate", &["run", "stop-all"]), (Some(0), "".into(), "".into()));

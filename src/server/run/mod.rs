@@ -167,7 +167,7 @@ async fn serve(config: &Config) -> Result<Stop, StartError> {
     let ready = async {
         member.ready().await;
         tracing::info!(name = config.name, "ready to serve client requests");
-        readiness::tell();
+        readiness::announce(std::env::var_os("NOTIFY_SOCKET"));
         std::future::pending::<()>().await;
     };
     let stop = tokio::select! {

@@ -1,32 +1,35 @@
-//! Tells whoever started us that we serve, by systemd's protocol, as etcd does: READY=1 to the socket in NOTIFY_SOCKET.
+//! Tells whoever started us that the member serves: `READY=1` to the socket that `NOTIFY_SOCKET` names, as etcd does
+//! (sd_notify(3)).
 
 use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
 
-const VARIABLE: &str = "NOTIFY_SOCKET";
+const READY: &[u8] = b"READY=1";
 
-/// Says it once. Nobody may want to know, and a supervisor that cannot be told is no reason not to serve.
-pub fn tell() {
-    let Some(address) = std::env::var_os(VARIABLE).filter(|address| !address.is_empty()) else { return };
-    if let Err(error) = send(&address) {
-        tracing::warn!(%error, address = %address.to_string_lossy(), "cannot say that we are ready");
+/// Says that we serve, if anybody wants to know. One who cannot be told is logged: we serve all the same.
+pub fn announce(socket: Option<OsString>) {
+    let Some(socket) = socket.filter(|socket| !socket.is_empty()) else { return };
+    match send(&socket) {
+        Ok(()) => tracing::info!("notified the service manager"),
+        Err(error) => tracing::warn!(socket = %socket.to_string_lossy(), %error, "cannot notify the service manager"),
     }
 }
 
-/// A name behind `@` is one of the kernel's, without a file.
-fn send(address: &OsStr) -> io::Result<()> {
-    let address = match address.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name)?,
-        None => SocketAddr::from_pathname(address)?,
+fn send(socket: &OsStr) -> io::Result<()> {
+    let address = match socket.as_bytes().split_first() {
+        // How an abstract name, which is no file, is written.
+        Some((b'@', name)) => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(socket)?,
     };
-    let socket = UnixDatagram::unbound()?;
-    // A reader that does not read must not stop us.
-    socket.set_nonblocking(true)?;
-    socket.send_to_addr(b"READY=1", &address).map(drop)
+    let ours = UnixDatagram::unbound()?;
+    // A manager that does not read must not hold up a member.
+    ours.set_nonblocking(true)?;
+    ours.send_to_addr(READY, &address).map(drop)
 }
 
 #[cfg(test)]
@@ -34,22 +37,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_kinds_of_names_are_understood() {
+    fn whoever_listens_is_told() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("socket");
+        let path = dir.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        announce(Some(path.clone().into()));
+        let mut said = [0; 64];
+        let count = manager.recv(&mut said).unwrap();
+        assert_eq!(&said[..count], READY);
         let name = format!("quorate-readiness-{}", std::process::id());
-        let by_name = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
-        let sockets = [
-            (UnixDatagram::bind(&path).unwrap(), path.clone().into_os_string()),
-            (UnixDatagram::bind_addr(&by_name).unwrap(), format!("@{name}").into()),
-        ];
-        for (socket, address) in sockets {
-            send(&address).unwrap();
-            let mut buffer = [0; 64];
-            let length = socket.recv(&mut buffer).unwrap();
-            assert_eq!(&buffer[..length], b"READY=1", "{address:?}");
-        }
-        assert!(send(OsStr::new("/nowhere/socket")).is_err());
-        assert!(send(OsStr::new(&"x".repeat(200))).is_err());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&address).unwrap();
+        announce(Some(format!("@{name}").into()));
+        assert_eq!(manager.recv(&mut said).unwrap(), READY.len());
+    }
+
+    #[test]
+    fn nobody_there_is_no_harm() {
+        announce(None);
+        announce(Some(OsString::new()));
+        announce(Some("/nowhere/notify".into()));
+        announce(Some("x".repeat(300).into()));
     }
 }
