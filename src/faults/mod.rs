@@ -4,7 +4,8 @@
 //!  seed ─▶ schedule (when, what, whom, how long)
 //!            kind      names of the faults, as users write them
 //!  process   a child in a group of its own: killed, paused, and never left behind
-//!  network   one relay a member in front of its peer port: cut, one-way, late
+//!  network   one relay a member in front of its peer port: cut, one-way, late, lossy, narrow
+//!  owner    which of our processes holds a socket
 //!  volume    a small ext4 of its own for a data directory: full, or cut off from its power (root)
 //! ```
 //!
@@ -12,6 +13,7 @@
 
 pub mod kind;
 pub mod network;
+pub mod owner;
 pub mod ports;
 pub mod process;
 pub mod schedule;

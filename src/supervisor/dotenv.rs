@@ -2,8 +2,25 @@
 
 use std::collections::BTreeMap;
 
+/// What is wrong with a file, and where.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {what}")]
+pub struct DotenvError {
+    /// From 1: where the pair begins that cannot be read.
+    pub line: usize,
+    pub what: String,
+}
+
+/// The value of a name that a file does not set before it uses it.
+pub type Outer<'a> = &'a dyn Fn(&str) -> Option<String>;
+
 /// The pairs of one file, or what is wrong with it. Within a file the last line of a key counts.
-pub fn parse(text: &str) -> Result<BTreeMap<String, String>, String> {
+pub fn parse(text: &str) -> Result<BTreeMap<String, String>, DotenvError> {
+    parse_within(text, &|_| None)
+}
+
+/// The same, for a file whose `$NAME`s may stand outside of it.
+pub fn parse_within(text: &str, outer: Outer) -> Result<BTreeMap<String, String>, DotenvError> {
     let mut pairs = BTreeMap::new();
     let text = text.replace("\r\n", "\n");
     let mut rest = text.as_str();
@@ -12,8 +29,11 @@ pub fn parse(text: &str) -> Result<BTreeMap<String, String>, String> {
         if rest.is_empty() {
             return Ok(pairs);
         }
-        let (key, after) = key(rest)?;
-        let (value, after) = value(after, &pairs)?;
+        let line = 1 + text[..text.len() - rest.len()].matches('\n').count();
+        let failed = |what: String| DotenvError { line, what };
+        let (key, after) = key(rest).map_err(failed)?;
+        let known = |name: &str| pairs.get(name).cloned().or_else(|| outer(name));
+        let (value, after) = value(after, &known).map_err(failed)?;
         pairs.insert(key, value);
         rest = after;
     }
@@ -49,7 +69,7 @@ fn key(text: &str) -> Result<(String, &str), String> {
 }
 
 /// A value behind the separator and what follows its line.
-fn value<'a>(text: &'a str, known: &BTreeMap<String, String>) -> Result<(String, &'a str), String> {
+fn value<'a>(text: &'a str, known: Outer) -> Result<(String, &'a str), String> {
     let text = text.trim_start_matches([' ', '\t']);
     let Some(quote) = text.chars().next().filter(|letter| matches!(letter, '"' | '\'')) else {
         let (line, rest) = text.split_once('\n').unwrap_or((text, ""));
@@ -112,8 +132,8 @@ fn unescape(raw: &str) -> String {
     text
 }
 
-/// `$NAME` and `${NAME}` from earlier keys of the same file; names are capitals, digits and `_`.
-fn expand(text: &str, known: &BTreeMap<String, String>) -> String {
+/// `$NAME` and `${NAME}` from what is known; names are capitals, digits and `_`.
+fn expand(text: &str, known: Outer) -> String {
     let mut out = String::new();
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -134,7 +154,7 @@ fn expand(text: &str, known: &BTreeMap<String, String>) -> String {
             rest = after;
             continue;
         }
-        out.push_str(known.get(&body[..end]).map_or("", String::as_str));
+        out.push_str(&known(&body[..end]).unwrap_or_default());
         rest = &body[end..];
         if braced {
             rest = rest.strip_prefix('}').unwrap_or(rest);
@@ -182,5 +202,21 @@ mod tests {
         for text in ["novalue\n", "export K\n", "K=\"x\"y\n", "K=\"open\n", "a-b=1\n", "\u{feff}K=1\n"] {
             assert!(parse(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn errors_name_the_line_where_the_pair_begins() {
+        let line = |text: &str| parse(text).unwrap_err().line;
+        assert_eq!(line("A=1\n# c\n\nB=\"two\nlines\"\nnonsense\n"), 6);
+        assert_eq!(line("A=1\nB=\"open\nfor ever\n"), 2);
+        let error = parse("A=1\r\nnonsense\r\n").unwrap_err();
+        assert_eq!(error.to_string(), "line 2: no \"=\" in \"nonsense\"");
+    }
+
+    #[test]
+    fn a_file_may_use_what_stands_outside_of_it() {
+        let outer = |name: &str| (name == "HOME").then(|| "/root".to_owned());
+        let pairs = parse_within("A=$HOME/a\nHOME=/x\nB=$HOME/b\nC=$NONE.\n", &outer).unwrap();
+        assert_eq!((pairs["A"].as_str(), pairs["B"].as_str(), pairs["C"].as_str()), ("/root/a", "/x/b", "."));
     }
 }

@@ -11,34 +11,64 @@ use crate::supervisor::dotenv;
 /// Programs that we offer under their name where the machine has none.
 const OFFERED: [&str; 3] = ["etcd", "etcdctl", "goreman"];
 
+/// The env file that is read when none is named, if it is there.
+pub const DEFAULT_FILE: &str = ".env";
+
+/// What env files give, natively.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    pub pairs: BTreeMap<String, String>,
+    /// Files that were named and are not there.
+    pub missing: Vec<String>,
+}
+
 /// Pairs from the comma list of env files, without those that the process environment has already.
 ///
 /// goreman's rules (supervisor.md 1.7): the first file wins, and the first file that is missing or does not parse ends
-/// the loading without a word. Natively only a missing default file is passed over; anything else is an error.
+/// the loading without a word. Natively as `load_files` has it.
 pub fn load(list: &str, manner: Manner, is_set: &dyn Fn(&str) -> bool) -> Result<BTreeMap<String, String>, String> {
-    let mut pairs = BTreeMap::new();
-    if list.is_empty() {
+    if manner == Manner::Native {
+        let names: Vec<String> = list.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        let outer = |name: &str| std::env::var(name).ok();
+        let mut pairs = load_files(&names, &outer)?.pairs;
+        pairs.retain(|key, _| !is_set(key));
         return Ok(pairs);
     }
-    for name in list.split(',') {
-        let parsed = match std::fs::read(name) {
-            Ok(bytes) => dotenv::parse(&String::from_utf8_lossy(&bytes)).map_err(|error| format!("{name}: {error}")),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && list == ".env" => return Ok(pairs),
-            Err(error) => Err(format!("open {name}: {}", os_reason(&error))),
+    let mut pairs = BTreeMap::new();
+    for name in list.split(',').filter(|name| !name.is_empty()) {
+        let Some(found) =
+            std::fs::read(name).ok().and_then(|bytes| dotenv::parse(&String::from_utf8_lossy(&bytes)).ok())
+        else {
+            return Ok(pairs);
         };
-        match (parsed, manner) {
-            (Ok(found), _) => {
-                for (key, value) in found {
-                    if !is_set(&key) {
-                        pairs.entry(key).or_insert(value);
-                    }
-                }
-            }
-            (Err(_), Manner::Original) => return Ok(pairs),
-            (Err(error), Manner::Native) => return Err(error),
+        for (key, value) in found.into_iter().filter(|(key, _)| !is_set(key)) {
+            pairs.entry(key).or_insert(value);
         }
     }
     Ok(pairs)
+}
+
+/// The pairs of files, where a later file wins over an earlier one, and `$NAME` stands for an earlier pair, then for what
+/// `outer` knows. A file that is not there gives nothing; one that cannot be read or parsed is an error with its line.
+pub fn load_files(names: &[String], outer: dotenv::Outer) -> Result<Loaded, String> {
+    let mut loaded = Loaded::default();
+    for name in names {
+        let bytes = match std::fs::read(name) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                if name != DEFAULT_FILE {
+                    loaded.missing.push(name.clone());
+                }
+                continue;
+            }
+            Err(error) => return Err(format!("open {name}: {}", os_reason(&error))),
+        };
+        let earlier = |key: &str| loaded.pairs.get(key).cloned().or_else(|| outer(key));
+        let found = dotenv::parse_within(&String::from_utf8_lossy(&bytes), &earlier);
+        let found = found.map_err(|error| format!("{name}:{}: {}", error.line, error.what))?;
+        loaded.pairs.extend(found);
+    }
+    Ok(loaded)
 }
 
 /// A private directory with links to ourselves, for Procfiles that were written for programs this machine lacks.
@@ -89,22 +119,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_environment_wins_then_the_first_file() {
+    fn the_environment_wins_then_goremans_first_file_or_our_last() {
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
             let path = dir.path().join(name);
             std::fs::write(&path, text).unwrap();
             path.to_string_lossy().into_owned()
         };
-        let (one, two, bad) = (file("one", "A=1\nB=1\n"), file("two", "B=2\nC=2\n"), file("bad", "nonsense\n"));
+        let (one, two) = (file("one", "A=1\nB=1\n"), file("two", "B=2\nC=${B}2\n"));
+        let bad = file("bad", "A=1\nnonsense\n");
         let set = |key: &str| key == "A";
-        let found = load(&format!("{one},{two}"), Manner::Native, &set).unwrap();
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), [("B".into(), "1".into()), ("C".into(), "2".into())]);
+        let found = |manner: Manner| {
+            let pairs = load(&format!("{one},{two}"), manner, &set).unwrap();
+            pairs.into_iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!((found(Manner::Original).as_str(), found(Manner::Native).as_str()), ("B=1 C=22", "B=2 C=22"));
         let stopped = load(&format!("{bad},{two}"), Manner::Original, &set).unwrap();
         assert!(stopped.is_empty(), "goreman stops at the first bad file without a word");
-        let error = load(&format!("{bad},{two}"), Manner::Native, &set).unwrap_err();
-        assert!(error.starts_with(&bad), "{error}");
-        assert!(load("/nowhere/.env", Manner::Native, &set).is_err());
+        let error = load(&format!("{one},{bad}"), Manner::Native, &set).unwrap_err();
+        assert_eq!(error, format!("{bad}:2: no \"=\" in \"nonsense\""));
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_gives_nothing_and_is_told_if_it_was_named() {
+        let names = ["/nowhere/one.env".to_owned(), DEFAULT_FILE.to_owned()];
+        let loaded = load_files(&names, &|_| None).unwrap();
+        assert_eq!(loaded.missing, ["/nowhere/one.env"]);
+        assert!(load_files(&["/".to_owned()], &|_| None).is_err());
+        assert!(load("", Manner::Native, &|_| false).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_later_file_knows_the_pairs_of_an_earlier_one_and_the_environment() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+        std::fs::write(path("one"), "A=1\n").unwrap();
+        std::fs::write(path("two"), "B=$A-$HOME\n").unwrap();
+        let loaded =
+            load_files(&[path("one"), path("two")], &|name| (name == "HOME").then(|| "/x".to_owned())).unwrap();
+        assert_eq!(loaded.pairs["B"], "1-/x");
     }
 
     #[test]

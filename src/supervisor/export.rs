@@ -31,7 +31,7 @@ impl Jobs {
         };
         let path = dir.join(".env");
         let parsed = match std::fs::read(&path) {
-            Ok(bytes) => dotenv::parse(&String::from_utf8_lossy(&bytes)),
+            Ok(bytes) => dotenv::parse(&String::from_utf8_lossy(&bytes)).map_err(|error| error.to_string()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
             Err(error) => Err(os_reason(&error)),
         };

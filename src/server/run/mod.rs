@@ -14,6 +14,7 @@ pub mod ports;
 #[cfg(test)]
 mod powercut_tests;
 pub mod promotions;
+pub mod readiness;
 pub mod security;
 pub mod sockets;
 pub mod storage;
@@ -166,6 +167,7 @@ async fn serve(config: &Config) -> Result<Stop, StartError> {
     let ready = async {
         member.ready().await;
         tracing::info!(name = config.name, "ready to serve client requests");
+        readiness::announce(std::env::var_os("NOTIFY_SOCKET"));
         std::future::pending::<()>().await;
     };
     let stop = tokio::select! {
