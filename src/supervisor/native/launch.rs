@@ -240,11 +240,10 @@ async fn supervise(plan: Plan, held: &Held, sink: Sink, ready: Option<Ready>) ->
         Sink::File(_) => Surroundings::default(),
     };
     let shown = output.settings(&here, &names).map_err(Failure::new)?;
-    let started = match sink {
-        Sink::Screen => Output::start(std::io::stdout(), shown, &names),
-        Sink::File(file) => Output::start(file, shown, &names),
+    let (output, output_ended) = match sink {
+        Sink::Screen => Output::start(std::io::stdout(), shown, names.iter().copied()),
+        Sink::File(file) => Output::start(file, shown, names.iter().copied()),
     };
-    let (output, output_ended) = started.map_err(|error| Failure::new(error.to_string()))?;
     let relays = links::relays(&stack.pragmas).map_err(Failure::new)?;
     let mut entries = Vec::new();
     let mut slots = Vec::new();
