@@ -4,6 +4,7 @@
 //! its parent ends and becomes the shell. The kernel means the parent's *thread*, so children are started on the main thread,
 //! where the runtime is.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -187,13 +188,33 @@ pub fn is_alive(group: Pid) -> bool {
 }
 
 /// Signals the whole group, and whoever of this start has left it; a group that is gone is fine.
+///
+/// A request to end is not for those who have a parent among them: it is their parent who asks them (a supervisor that we
+/// supervise, say), and many programs read a second request as "now" (supervisor.md 6, trap 10).
 pub fn signal(group: Pid, mark: &str, signal: Signal) {
     assert!(group.as_raw() > 1, "process group {group} is ourselves or everything");
     // First, so that nobody is orphaned out of sight in between.
-    let strays = orphans::strays(group.as_raw(), mark);
+    let mut strays = orphans::strays(group.as_raw(), mark);
+    if is_request(signal) {
+        strays.retain(Seen::is_orphan);
+    }
     let _ = killpg(group, signal);
     for stray in strays {
         stray.signal(signal);
+    }
+}
+
+/// Whether a program may answer a signal.
+pub fn is_request(signal: Signal) -> bool {
+    !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGCONT)
+}
+
+/// Asks those to end whom nobody else can ask any more, each once.
+pub fn ask_orphans(group: Pid, mark: &str, signal: Signal, asked: &mut BTreeSet<(i32, u64)>) {
+    let strays = orphans::strays(group.as_raw(), mark).into_iter().filter(Seen::is_orphan);
+    for stray in strays.filter(|stray| asked.insert((stray.pid, stray.started))) {
+        stray.signal(signal);
+        stray.signal(Signal::SIGCONT);
     }
 }
 

@@ -108,6 +108,11 @@ impl Seen {
         values.flat_map(|value| value.split(',')).any(belongs)
     }
 
+    /// It has no parent but us.
+    pub fn is_orphan(&self) -> bool {
+        self.parent == own_pid()
+    }
+
     /// A signal to this very process; to nobody if its pid is another's by now.
     pub fn signal(&self, signal: Signal) {
         if self.pid > 1 && Seen::of(self.pid).is_some_and(|now| now.started == self.started) {

@@ -5,10 +5,13 @@
 //! an event like any other. `sd-notify` needs no task: the process speaks by itself (`notify`).
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::sys::signal::killpg;
 use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
@@ -127,13 +130,14 @@ async fn read(mut lines: Follower, pattern: regex::bytes::Regex, pid: i32, repor
     }
 }
 
-async fn ask(probe: Probe, subject: Subject, cwd: Option<std::path::PathBuf>, first: Duration, report: Report) {
+async fn ask(probe: Probe, subject: Subject, cwd: Option<PathBuf>, first: Duration, report: Report) {
     let mut interval = first;
     let mut ready = false;
     let mut failures = 0;
     let mut last = None;
     loop {
-        match tokio::time::timeout(LOOK_MAX, look(&probe, &subject, cwd.as_deref())).await.unwrap_or_else(|_| Err("no answer".to_owned())) {
+        let found = tokio::time::timeout(LOOK_MAX, look(&probe, &subject, cwd.as_deref())).await;
+        match found.unwrap_or_else(|_| Err("no answer".to_owned())) {
             Ok(()) => {
                 if !ready || failures >= FAILURES_MAX {
                     report.passed();
@@ -142,8 +146,8 @@ async fn ask(probe: Probe, subject: Subject, cwd: Option<std::path::PathBuf>, fi
             }
             Err(why) => {
                 failures += 1;
-                let news = last.as_ref() != Some(&why);
-                if if ready { failures == FAILURES_MAX } else { news } {
+                let worth_telling = if ready { failures == FAILURES_MAX } else { last.as_ref() != Some(&why) };
+                if worth_telling {
                     report.failed(why.clone());
                 }
                 last = Some(why);
@@ -159,7 +163,7 @@ async fn ask(probe: Probe, subject: Subject, cwd: Option<std::path::PathBuf>, fi
 }
 
 /// One look.
-async fn look(probe: &Probe, subject: &Subject, cwd: Option<&std::path::Path>) -> Result<(), String> {
+async fn look(probe: &Probe, subject: &Subject, cwd: Option<&Path>) -> Result<(), String> {
     match probe {
         Probe::Tcp { address } => connect(address, subject).await.map(drop),
         Probe::Http { url, status } => get(url, *status).await,
@@ -213,7 +217,7 @@ fn status_of(answer: &[u8]) -> Option<u16> {
 }
 
 /// A command of the shell in the process's environment; all of it is gone when this returns or is given up.
-async fn execute(command: &str, subject: &Subject, cwd: Option<&std::path::Path>) -> Result<(), String> {
+async fn execute(command: &str, subject: &Subject, cwd: Option<&Path>) -> Result<(), String> {
     let mut shell = child::shell(command, &subject.environment, cwd, Manner::Native);
     shell.stdout(Stdio::null()).stderr(Stdio::null());
     let mut shell = tokio::process::Command::from(shell);
@@ -234,7 +238,7 @@ impl Drop for KilledGroup {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
             // Mostly it has ended.
-            let _ = nix::sys::signal::killpg(group, Signal::SIGKILL);
+            let _ = killpg(group, Signal::SIGKILL);
         }
     }
 }

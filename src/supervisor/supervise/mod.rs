@@ -134,6 +134,9 @@ pub struct Slot {
     /// Of the current or last start.
     group: Option<Pid>,
     mark: String,
+    /// The last request to end, and the strays that got it.
+    request: Option<Signal>,
+    asked: BTreeSet<(i32, u64)>,
     /// Counts pauses, so that the end of one does not end the next.
     pauses: u64,
     tasks: VecDeque<Task>,
@@ -156,6 +159,8 @@ impl Slot {
             twin: None,
             group: None,
             mark: String::new(),
+            request: None,
+            asked: BTreeSet::new(),
             pauses: 0,
             tasks: VecDeque::new(),
             notify: None,
@@ -356,10 +361,25 @@ impl Supervisor {
         let known: BTreeSet<i32> = alive.map(Pid::as_raw).chain([self.guardian.pid()]).collect();
         let changes = self.adopted.look(&known);
         self.guardian.adopt(&changes.come, &changes.gone);
-        self.orphans_due = now + if changes.again { ORPHANS_SOON } else { ORPHANS_EVERY };
+        let stopping = self.ask_orphans();
+        self.orphans_due = now + if changes.again || stopping { ORPHANS_SOON } else { ORPHANS_EVERY };
         if let Some(trouble) = self.journal.take_trouble() {
             self.output.say(&trouble);
         }
+    }
+
+    /// Asks those of a stop to end whose parents have ended before they could. Whether there may be more of them.
+    fn ask_orphans(&mut self) -> bool {
+        let mut stopping = false;
+        for slot in &mut self.slots {
+            let ending = matches!(slot.process.state(), State::Stopping(_) | State::Draining(_));
+            let asked = slot.request.filter(|_| ending && slot.process.stop_deadline.is_some());
+            if let Some((signal, group)) = asked.zip(slot.group) {
+                child::ask_orphans(group, &slot.mark, signal, &mut slot.asked);
+                stopping = true;
+            }
+        }
+        stopping
     }
 
     /// Whom an ending supervisor waits for.
@@ -459,6 +479,10 @@ impl Supervisor {
             Effect::AskRelease => self.release(index),
             Effect::Spawn => self.spawn(index),
             Effect::Signal(signal) => {
+                let slot = &mut self.slots[index];
+                if child::is_request(signal) {
+                    slot.request = Some(signal);
+                }
                 if let Some(group) = slot.group {
                     child::signal(group, &slot.mark, signal);
                 }
@@ -515,6 +539,8 @@ impl Supervisor {
         let tag = self.guardian.tag();
         let slot = &mut self.slots[index];
         slot.mark = tag.mark(index, slot.process.generation);
+        slot.request = None;
+        slot.asked.clear();
         let mut environment = slot.environment.clone();
         environment.push((orphans::VARIABLE.to_owned(), tag.value(&slot.mark)));
         if let Some(notify) = &slot.notify {

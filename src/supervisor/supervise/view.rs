@@ -35,7 +35,7 @@ impl Slot {
             // Between the two halves of a restart it waits for its next start.
             state: if restart_due.is_some() { StateName::Backoff } else { process.state_name() },
             state_ms: millis(now.saturating_duration_since(process.since)),
-            wanted: process.wanted || !self.tasks.is_empty() && self.is_to_start(),
+            wanted: process.wanted || self.is_to_start(),
             group: self.group.filter(|_| alive).map(Pid::as_raw),
             uptime_ms: process
                 .started_at
