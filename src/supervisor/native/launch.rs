@@ -240,10 +240,11 @@ async fn supervise(plan: Plan, held: &Held, sink: Sink, ready: Option<Ready>) ->
         Sink::File(_) => Surroundings::default(),
     };
     let shown = output.settings(&here, &names).map_err(Failure::new)?;
-    let (output, output_ended) = match sink {
-        Sink::Screen => Output::start(std::io::stdout(), shown, names.iter().copied()),
-        Sink::File(file) => Output::start(file, shown, names.iter().copied()),
+    let started = match sink {
+        Sink::Screen => Output::start(std::io::stdout(), shown, &names),
+        Sink::File(file) => Output::start(file, shown, &names),
     };
+    let (output, output_ended) = started.map_err(|error| Failure::new(error.to_string()))?;
     let relays = links::relays(&stack.pragmas).map_err(Failure::new)?;
     let mut entries = Vec::new();
     let mut slots = Vec::new();
@@ -310,6 +311,7 @@ fn environment_of(
 fn slot(process: Planned, settings: Settings, environment: Vec<(String, String)>, output: &Output) -> Slot {
     let greeting = process.port.map(|port| format!("Starting {} on port {port}", process.name));
     let feed = output.feed(process.place, &process.name);
+    let feed = if settings.tty { feed.on_terminal() } else { feed };
     let machine = Process::new(process.name, greeting, &settings, Instant::now());
     let mut slot = Slot::new(machine, process.command, environment, feed);
     slot.settings = settings;
