@@ -15,7 +15,8 @@ const LISTEN: &str = "0A";
 
 /// Whether somebody of this start of a process listens where a connection to `address` arrives.
 pub fn is_ours(address: SocketAddr, group: i32, mark: &str) -> bool {
-    let inodes: BTreeSet<u64> = sockets(group).into_iter().filter(|(at, _)| takes(*at, address)).map(|(_, inode)| inode).collect();
+    let inodes: BTreeSet<u64> =
+        sockets(group).into_iter().filter(|(at, _)| takes(*at, address)).map(|(_, inode)| inode).collect();
     !inodes.is_empty() && orphans::members(group, mark).iter().any(|seen| holds(seen.pid, &inodes))
 }
 
@@ -68,11 +69,17 @@ mod tests {
 
     #[test]
     fn lines_of_the_kernel_are_read() {
-        let four = "   1: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0";
+        let four =
+            "   1: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0";
         assert_eq!(listener(four), Some(("127.0.0.1:8080".parse().unwrap(), 4711)));
         let six = "   0: 00000000000000000000000001000000:0050 0:0 0A 0:0 00:0 0 0 0 12 1";
         assert_eq!(listener(six), Some(("[::1]:80".parse().unwrap(), 12)));
-        for other in ["", "  sl  local_address rem_address   st", "1: 0100007F:1F90 0:0 01 a b c d e 5", "1: x:y 0:0 0A a b c d e 5"] {
+        for other in [
+            "",
+            "  sl  local_address rem_address   st",
+            "1: 0100007F:1F90 0:0 01 a b c d e 5",
+            "1: x:y 0:0 0A a b c d e 5",
+        ] {
             assert_eq!(listener(other), None, "{other}");
         }
     }

@@ -80,7 +80,8 @@ async fn nothing_survives_wherever_it_hides() {
 /// Nobody can say whose it is: it has cleared its environment and left its session, group and parent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_orphan_without_any_mark_goes_when_we_go() {
-    let stack = Stack::new("a: (env -i /usr/bin/setsid /bin/sh -c 'echo $$ >orphan; exec sleep 1000' &) ; exec sleep 1000\n");
+    let stack =
+        Stack::new("a: (env -i /usr/bin/setsid /bin/sh -c 'echo $$ >orphan; exec sleep 1000' &) ; exec sleep 1000\n");
     let running = stack.start("quorate", &["start"]);
     let orphan = stack.file("orphan").await;
     assert!(is_alive(&orphan));
@@ -168,10 +169,12 @@ async fn restarts_leave_neither_zombies_nor_open_files() {
         }
     };
     restart(5);
-    let settled = || eventually("no zombies", async || match children_of(pid).iter().any(|child| is_zombie(child)) {
-        true => Err(format!("{:?}", children_of(pid))),
-        false => Ok(open_files(pid)),
-    });
+    let settled = || {
+        eventually("no zombies", async || match children_of(pid).iter().any(|child| is_zombie(child)) {
+            true => Err(format!("{:?}", children_of(pid))),
+            false => Ok(open_files(pid)),
+        })
+    };
     let before = settled().await;
     restart(cycles);
     eventually("as many files as before", async || {
@@ -351,7 +354,11 @@ async fn as_process_one_it_reaps_and_ends() {
     eventually("the orphan to be reaped", async || {
         let children = children_of(own);
         // The guardian and the process are left.
-        if children.len() == 2 && !children.iter().any(|child| is_zombie(child)) { Ok(()) } else { Err(format!("{children:?}")) }
+        if children.len() == 2 && !children.iter().any(|child| is_zombie(child)) {
+            Ok(())
+        } else {
+            Err(format!("{children:?}"))
+        }
     })
     .await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(own as i32), Signal::SIGTERM).expect("it is there");
