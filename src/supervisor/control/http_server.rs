@@ -142,7 +142,7 @@ impl Control {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => break,
+                () = is_over(&mut stop) => break,
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) if connections.len() < CONNECTIONS_MAX => {
                         connections.spawn(Arc::clone(&self).serve_connection(stream));
@@ -174,7 +174,7 @@ impl Control {
         // A caller that speaks something else, or has gone, is nobody to tell.
         tokio::select! {
             _ = connection.as_mut() => return,
-            _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
+            () = is_over(&mut stop) => connection.as_mut().graceful_shutdown(),
         }
         let _ = connection.await;
     }
@@ -408,6 +408,12 @@ impl Control {
     fn candidate(&self, view: &ProcessView) -> Candidate {
         Candidate { name: view.name.clone(), is_member: self.member(&view.name).is_some(), role: None }
     }
+}
+
+/// Resolves at the end. What the channel lends is given back at once: it must not be held while others are waited for.
+pub(super) async fn is_over(stop: &mut watch::Receiver<bool>) {
+    // A sender that is gone says the same.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 type Asked = Result<MemberStatus, String>;
