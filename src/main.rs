@@ -6,6 +6,10 @@ use std::process::ExitCode;
 
 use quorate::program::Program;
 
+/// What one thread allocates another one frees here all day, which costs glibc's allocator a lock each time.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let mut words = std::env::args_os();
     let name = words.next().unwrap_or_else(|| OsString::from("quorate"));

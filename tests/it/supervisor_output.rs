@@ -486,3 +486,44 @@ async fn a_full_disk_under_the_logs_stops_nobody() {
     assert_eq!(shown, (1..=shown.len() as u64).collect::<Vec<_>>());
     running.end();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_can_sit_at_the_terminal_of_a_process() {
+    let project = Project::new(
+        "# @a tty=yes\na: test -t 0 && test -t 1 && echo at a terminal; while read word; do echo got $word; done\nb: exec sleep 1000\n",
+    );
+    let mut running = project.start("--time off --exit-on never");
+    let heard = running.heard();
+    heard.wait_for("a      | at a terminal\n").await;
+    let attach = |name: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+        command.arg0("quorate").args(["supervisor", "attach", name]).current_dir(project.0.path());
+        command.env("XDG_RUNTIME_DIR", project.0.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        Running(command.stderr(Stdio::piped()).spawn().expect("it starts"))
+    };
+    let type_in = |running: &mut Running, bytes: &[u8]| {
+        running.0.stdin.as_mut().expect("piped").write_all(bytes).expect("it reads");
+    };
+    let words = |mut running: Running| {
+        let mut text = String::new();
+        running.0.stderr.take().expect("piped").read_to_string(&mut text).expect("UTF-8");
+        (running.0.wait().expect("it ends").code(), text)
+    };
+    let mut attached = attach("a");
+    type_in(&mut attached, b"hello\n");
+    attached.heard().wait_for("got hello\r\n").await;
+    heard.wait_for("a      | got hello\n").await;
+    type_in(&mut attached, b"\x1d");
+    let (code, text) = words(attached);
+    assert!(code == Some(0) && text.contains("left a, which goes on"), "{code:?} {text}");
+    // The key for an interrupt is for the process.
+    let mut attached = attach("a");
+    type_in(&mut attached, b"\x03");
+    let (code, text) = words(attached);
+    assert!(code == Some(0) && text.contains("a has ended"), "{code:?} {text}");
+    let (code, text) = words(attach("b"));
+    assert!(code == Some(1) && text.contains("b has no terminal"), "{code:?} {text}");
+    let (code, text) = words(attach("nosuch"));
+    assert!(code == Some(4) && text.contains("nosuch"), "{code:?} {text}");
+    running.end();
+}

@@ -8,10 +8,14 @@ use http::Method;
 use http::Request;
 use http::Response;
 use http::StatusCode;
+use http::header::CONNECTION;
+use http::header::HOST;
+use http::header::UPGRADE;
 use http_body_util::BodyExt;
 use http_body_util::Full;
 use http_body_util::Limited;
 use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -117,6 +121,15 @@ impl Caller {
         Ok(Lines { body: response.into_body(), buffer: Vec::new(), connection })
     }
 
+    /// A stream of bytes in both directions, of a protocol of its own.
+    pub async fn upgrade(&self, path: &str, protocol: &str) -> Result<Upgraded, ControlError> {
+        let (response, _connection) = self.send_with(Method::GET, path, Bytes::new(), Some(protocol)).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refusal(response).await);
+        }
+        hyper::upgrade::on(response).await.map_err(|error| ControlError::Broken(error.to_string()))
+    }
+
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, ControlError> {
         let (response, _connection) = self.send(method, path, body).await?;
         if response.status() != StatusCode::OK {
@@ -132,15 +145,28 @@ impl Caller {
         path: &str,
         body: Bytes,
     ) -> Result<(Response<Incoming>, JoinHandle<()>), ControlError> {
+        self.send_with(method, path, body, None).await
+    }
+
+    async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        protocol: Option<&str>,
+    ) -> Result<(Response<Incoming>, JoinHandle<()>), ControlError> {
         let broken = |error: &dyn std::fmt::Display| ControlError::Broken(error.to_string());
         let stream = UnixStream::connect(&self.socket).await;
         let stream = stream.map_err(|_| ControlError::NoSupervisor("the supervisor has ended".to_owned()))?;
         let greeted = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = greeted.map_err(|error| broken(&error))?;
         // How the connection ended shows in the answer that it carries.
-        let connection = tokio::spawn(async move { drop(connection.await) });
-        let request = Request::builder().method(method).uri(path).header("host", "supervisor").body(Full::new(body));
-        let request = request.map_err(|error| ControlError::Refused(error.to_string()))?;
+        let connection = tokio::spawn(async move { drop(connection.with_upgrades().await) });
+        let mut request = Request::builder().method(method).uri(path).header(HOST, "supervisor");
+        if let Some(protocol) = protocol {
+            request = request.header(CONNECTION, "upgrade").header(UPGRADE, protocol);
+        }
+        let request = request.body(Full::new(body)).map_err(|error| ControlError::Refused(error.to_string()))?;
         let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
         Ok((response, connection))
     }

@@ -20,13 +20,17 @@ use http::Method;
 use http::Request;
 use http::Response;
 use http::StatusCode;
+use http::header::CONNECTION;
 use http::header::CONTENT_TYPE;
+use http::header::HeaderValue;
+use http::header::UPGRADE;
 use http_body_util::BodyExt;
 use http_body_util::Full;
 use http_body_util::Limited;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use serde::Serialize;
@@ -60,7 +64,8 @@ use crate::supervisor::links::Links;
 use crate::supervisor::links::NO_RELAYS;
 use crate::supervisor::members::Member;
 use crate::supervisor::members::MemberStatus;
-use crate::supervisor::output::store::LogStore;
+use crate::supervisor::output::Output;
+use crate::supervisor::output::attach;
 use crate::supervisor::procinfo::GroupInfo;
 use crate::supervisor::procinfo::Listeners;
 use crate::supervisor::procinfo::Table;
@@ -106,7 +111,7 @@ pub struct Sources {
     pub handle: Handle,
     pub holder: Holder,
     pub entries: Vec<Entry>,
-    pub store: LogStore,
+    pub output: Output,
     pub journal: Journal,
     /// `None` where no member has a relay.
     pub links: Option<Links>,
@@ -170,7 +175,7 @@ impl Control {
         });
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
         // A caller that speaks something else, or has gone, is nobody to tell.
         tokio::select! {
             _ = connection.as_mut() => return,
@@ -179,12 +184,14 @@ impl Control {
         let _ = connection.await;
     }
 
-    async fn answer(&self, request: Request<Incoming>, by: Requester) -> Response<Body> {
+    async fn answer(&self, mut request: Request<Incoming>, by: Requester) -> Response<Body> {
+        let upgrade = hyper::upgrade::on(&mut request);
         let (head, body) = request.into_parts();
         let query = Query::parse(head.uri.query().unwrap_or_default());
         let done = match (&head.method, head.uri.path()) {
             (&Method::GET, "/v1/logs") => self.logs(&query).await,
             (&Method::GET, "/v1/events") => self.events(&query),
+            (&Method::GET, "/v1/attach") => self.attach(&query, upgrade, head.headers.get(UPGRADE)).await,
             (&Method::GET, "/v1/reads") => self.reads().await.and_then(|done| json(&done)),
             (&Method::POST, "/v1/links") => match read(body).await {
                 Ok(request) => self.change_links(request, by).await.and_then(|done| json(&done)),
@@ -287,7 +294,38 @@ impl Control {
         if !words.is_empty() {
             wanted.names = self.names(&words).await?;
         }
-        lines(streams::logs(&self.sources.store, wanted))
+        lines(streams::logs(self.sources.output.store(), wanted))
+    }
+
+    /// The terminal of one process, until either side goes.
+    async fn attach(
+        &self,
+        query: &Query,
+        upgrade: OnUpgrade,
+        protocol: Option<&HeaderValue>,
+    ) -> Result<Response<Body>, Refused> {
+        if protocol.is_none_or(|protocol| protocol != attach::PROTOCOL) {
+            return Err(Refused(StatusCode::UPGRADE_REQUIRED, format!("ask for an upgrade to {}", attach::PROTOCOL)));
+        }
+        let words: Vec<String> = query.values("name").map(str::to_owned).collect();
+        let names = self.names(&words).await?;
+        let [name] = names.as_slice() else {
+            return Err(Refused(StatusCode::BAD_REQUEST, format!("one process at a time, not {}", names.join(", "))));
+        };
+        let terminal = self.sources.output.terminal(name).ok_or_else(|| {
+            let text = format!("{name} has no terminal (tty=yes in its settings gives it one), or does not run");
+            Refused(StatusCode::UNPROCESSABLE_ENTITY, text)
+        })?;
+        // Ends with the client or with the process; all processes have ended before the supervisor does.
+        tokio::spawn(async move {
+            if let Ok(stream) = upgrade.await {
+                // A client that goes is nobody to tell.
+                let _ = attach::serve(terminal, TokioIo::new(stream)).await;
+            }
+        });
+        let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS).header(CONNECTION, "upgrade");
+        let response = response.header(UPGRADE, attach::PROTOCOL).body(text(Bytes::new()));
+        response.map_err(|error| Refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
     }
 
     fn events(&self, query: &Query) -> Result<Response<Body>, Refused> {

@@ -247,6 +247,7 @@ async fn supervise(plan: Plan, held: &Held, sink: Sink, ready: Option<Ready>) ->
         Sink::File(file) => Output::start(file, shown, &names),
     };
     let (output, output_ended) = started.map_err(|error| Failure::new(error.to_string()))?;
+    output.heed_signals().map_err(failed("cannot catch signals"))?;
     let relays = links::relays(&stack.pragmas).map_err(Failure::new)?;
     let mut entries = Vec::new();
     let mut slots = Vec::new();
@@ -266,8 +267,7 @@ async fn supervise(plan: Plan, held: &Held, sink: Sink, ready: Option<Ready>) ->
         false => Some(Links::start(&relays, handle.clone()).await.map_err(Failure::new)?),
     };
     let (stop, stopped) = watch::channel(false);
-    let sources =
-        Sources { handle, holder: held.holder.clone(), entries, store: output.store().clone(), journal, links };
+    let sources = Sources { handle, holder: held.holder.clone(), entries, output: output.clone(), journal, links };
     let server = tokio::spawn(Arc::new(Control::new(sources, stopped)).serve(socket));
     let (request, requests) = mpsc::channel(REQUESTS_MAX);
     let rpc_server = listener.map(|listener: TcpListener| tokio::spawn(control::server::serve(listener, request)));

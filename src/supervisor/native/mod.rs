@@ -9,6 +9,7 @@
 //! Exit codes are those of `EXIT_CODES`, for every command.
 
 mod act;
+mod attach;
 mod detach;
 mod launch;
 mod logs;
@@ -165,6 +166,8 @@ enum Task {
     Links(LinkCommand),
     /// Wait until processes are ready, or until they have ended
     Wait(waiting::WaitArgs),
+    /// Sit at the terminal of a process that has one (tty=yes in its settings): type to it, see what it prints
+    Attach(attach::AttachArgs),
     /// Run a command with the environment of a process
     Exec(act::ExecArgs),
     /// Show which processes the Procfile names, and what is wrong with it
@@ -319,6 +322,7 @@ async fn ask(place: &Place, task: Task) -> Result<ExitCode, Failure> {
         Task::Resume(args) => act::resume(&caller, args).await,
         Task::Links(command) => act::links(&caller, &command).await,
         Task::Wait(args) => waiting::wait(&caller, &args).await,
+        Task::Attach(args) => attach::attach(&caller, &args).await,
         Task::Exec(args) => act::exec(&caller, &args).await,
         Task::Up(_) | Task::Check(_) | Task::Start(_) | Task::Run(_) | Task::Export(_) | Task::Version(_) => {
             Err(Failure::new("this needs no supervisor"))

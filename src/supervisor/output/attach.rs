@@ -27,6 +27,8 @@ use tokio::sync::mpsc;
 use crate::supervisor::output::terminal::Size;
 use crate::supervisor::output::terminal::Terminal;
 
+/// The protocol that a connection is upgraded to.
+pub const PROTOCOL: &str = "quorate-terminal";
 /// `Ctrl-]`, as telnet has it.
 pub const DETACH_KEY: &str = "ctrl-]";
 /// What may be typed ahead. Full means that our own terminal waits.
