@@ -11,24 +11,17 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use nix::sys::signal::killpg;
 use nix::unistd::Pid;
-use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 use crate::program::Manner;
-use crate::supervisor::output::Lines;
-use crate::supervisor::output::Output;
-use crate::supervisor::output::Prefix;
+use crate::supervisor::output::Feed;
+use crate::supervisor::output::store::Stream;
 use crate::supervisor::process::Exit;
 use crate::supervisor::process::Input;
 
-/// How long a line without its end is held back for the rest.
-const PARTIAL_HOLD_ORIGINAL: Duration = Duration::from_millis(2);
-const PARTIAL_HOLD_NATIVE: Duration = Duration::from_millis(200);
 /// How often a group that outlives its leader is looked at.
 const GROUP_POLL: Duration = Duration::from_millis(20);
-/// How long the output may stay open once the whole group is gone: then somebody outside the group holds it.
-const DRAIN_MAX: Duration = Duration::from_millis(300);
 
 /// What a child needs to start.
 #[derive(Clone, Debug)]
@@ -37,7 +30,7 @@ pub struct Launch {
     pub generation: u64,
     pub command: String,
     pub environment: Vec<(String, String)>,
-    pub prefix: Prefix,
+    pub feed: Feed,
     pub manner: Manner,
 }
 
@@ -50,7 +43,7 @@ pub struct Event {
 }
 
 /// Starts `/bin/sh -c command` in a group of its own and a task that reports on it. The group's id is the leader's pid.
-pub fn spawn(launch: Launch, output: Output, events: mpsc::UnboundedSender<Event>) -> io::Result<Pid> {
+pub fn spawn(launch: Launch, events: mpsc::UnboundedSender<Event>) -> io::Result<Pid> {
     let (reader, writer) = io::pipe()?;
     let mut command = Command::new("/bin/sh");
     let line = match launch.manner {
@@ -69,8 +62,8 @@ pub fn spawn(launch: Launch, output: Output, events: mpsc::UnboundedSender<Event
     let number = child.id().ok_or_else(|| io::Error::other("it ended before it had a pid"))?;
     let group = Pid::from_raw(i32::try_from(number).map_err(io::Error::other)?);
     let reader = pipe::Receiver::from_owned_fd(OwnedFd::from(reader))?;
-    let (index, generation, manner) = (launch.index, launch.generation, launch.manner);
-    let mut reading = tokio::spawn(read_lines(reader, launch.prefix, manner, output));
+    let (index, generation) = (launch.index, launch.generation);
+    let reading = launch.feed.read(reader, Stream::Out, group.as_raw());
     tokio::spawn(async move {
         let report = |input: Input| {
             // The loop is gone only when the supervisor has ended.
@@ -81,10 +74,7 @@ pub fn spawn(launch: Launch, output: Output, events: mpsc::UnboundedSender<Event
             Err(_) => Exit::Code(-1),
         };
         report(Input::LeaderExited(exit));
-        tokio::select! {
-            _ = &mut reading => {}
-            () = outlived(group) => reading.abort(),
-        }
+        reading.ended(outlived(group)).await;
         report(Input::Emptied);
     });
     Ok(group)
@@ -107,12 +97,11 @@ fn elide_shell(command: &str, path: &str) -> String {
     format!("exec {command}")
 }
 
-/// Resolves when nobody of the group is left and the output has had time to drain.
+/// Resolves when nobody of the group is left.
 async fn outlived(group: Pid) {
     while is_alive(group) {
         tokio::time::sleep(GROUP_POLL).await;
     }
-    tokio::time::sleep(DRAIN_MAX).await;
 }
 
 /// Whether a process group has members.
@@ -132,45 +121,6 @@ fn exit_of(status: std::process::ExitStatus) -> Exit {
         (None, Some(signal)) => Exit::Signal(signal),
         (None, None) => Exit::Code(-1),
     }
-}
-
-async fn read_lines(mut reader: pipe::Receiver, prefix: Prefix, manner: Manner, output: Output) {
-    let hold = match manner {
-        Manner::Original => PARTIAL_HOLD_ORIGINAL,
-        Manner::Native => PARTIAL_HOLD_NATIVE,
-    };
-    let mut lines = Lines::default();
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let read = match lines.has_partial() {
-            false => reader.read(&mut buffer).await,
-            true => match tokio::time::timeout(hold, reader.read(&mut buffer)).await {
-                Ok(read) => read,
-                Err(_) => {
-                    if let Some(line) = lines.flush() {
-                        output.child_line(prefix.line(&clock(), &line)).await;
-                    }
-                    continue;
-                }
-            },
-        };
-        match read {
-            Ok(0) | Err(_) => break,
-            Ok(count) => {
-                for line in lines.push(&buffer[..count], manner) {
-                    output.child_line(prefix.line(&clock(), &line)).await;
-                }
-            }
-        }
-    }
-    if let Some(line) = lines.flush() {
-        output.child_line(prefix.line(&clock(), &line)).await;
-    }
-}
-
-/// The local time of day, as lines show it.
-pub fn clock() -> String {
-    chrono::Local::now().format("%H:%M:%S").to_string()
 }
 
 #[cfg(test)]

@@ -20,11 +20,15 @@ pub mod export;
 pub mod flags;
 pub mod guardian;
 pub mod links;
+pub mod members;
 pub mod output;
 pub mod process;
 pub mod procfile;
+pub mod procinfo;
+pub mod project;
 pub mod stack;
 pub mod supervise;
+pub mod targets;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -45,9 +49,11 @@ use crate::supervisor::environment::Links;
 use crate::supervisor::flags::FlagExit;
 use crate::supervisor::flags::Flags;
 use crate::supervisor::guardian::Guardian;
-use crate::supervisor::output::Look;
 use crate::supervisor::output::Output;
-use crate::supervisor::output::Prefix;
+use crate::supervisor::output::Settings;
+use crate::supervisor::output::escapes::Escapes;
+use crate::supervisor::output::painter::Stamp;
+use crate::supervisor::output::painter::Style;
 use crate::supervisor::process::Process;
 use crate::supervisor::procfile::Entry;
 use crate::supervisor::supervise::Ended;
@@ -242,20 +248,23 @@ async fn supervise(
     let guardian = Guardian::start(&program, links.as_ref().map(|links| links.dir.as_path()));
     let guardian = guardian.map_err(failed("cannot start my guardian"))?;
     let search_path = environment::search_path(&path, &program, links.as_ref());
-    let slots = make_slots(flags, entries, &extra, &search_path, manner);
+    let names = entries.iter().map(|entry| entry.name.as_str());
+    let settings = output_settings(flags, manner);
     let (output, output_ended) = match manner {
-        Manner::Original => Output::start(Unnoticing(std::io::stdout())),
-        Manner::Native => Output::start(std::io::stdout()),
+        Manner::Original => Output::start(Unnoticing(std::io::stdout()), settings, names),
+        Manner::Native => Output::start(std::io::stdout(), settings, names),
     };
+    let slots = make_slots(flags, entries, &extra, &search_path, &output);
     let (request, requests) = mpsc::channel(REQUESTS_MAX);
     let server = listener.map(|listener| tokio::spawn(control::server::serve(listener, request)));
     let rules = Rules { manner, exit_on_error: flags.exit_on_error, exit_on_stop: flags.exit_on_stop };
-    let supervisor = Supervisor::new(rules, slots, output, guardian);
+    let supervisor = Supervisor::new(rules, slots, guardian);
     let ended = supervisor.run(requests, output_ended).await.map_err(failed("cannot catch signals"))?;
     if let Some(server) = server {
         // Answers first, then the end (supervisor.md 6, trap 21).
         let _ = tokio::time::timeout(FAREWELL, server).await;
     }
+    output.finish().await;
     Ok(ended)
 }
 
@@ -303,16 +312,25 @@ async fn listen(flags: &Flags, extra: &[(String, String)], manner: Manner) -> Re
     }
 }
 
+fn output_settings(flags: &Flags, manner: Manner) -> Settings {
+    let stamp = if flags.logtime { Stamp::Seconds } else { Stamp::Off };
+    let terminal = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let (colour, escapes) = match (manner, terminal) {
+        (Manner::Original, _) => (true, Escapes::Keep),
+        (Manner::Native, true) => (true, Escapes::Colours),
+        (Manner::Native, false) => (false, Escapes::Strip),
+    };
+    // goreman's children wait for its output.
+    Settings { style: Style { manner, colour, stamp, escapes }, lossless: manner == Manner::Original }
+}
+
 fn make_slots(
     flags: &Flags,
     entries: Vec<Entry>,
     extra: &[(String, String)],
     search_path: &str,
-    manner: Manner,
+    output: &Output,
 ) -> Vec<Slot> {
-    let terminal = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let look = Look { manner, time: flags.logtime, colour: manner == Manner::Original || terminal };
-    let width = entries.iter().map(|entry| output::name_width(manner, &entry.name)).max().unwrap_or_default();
     let mut seen: Vec<(String, usize)> = Vec::new();
     let slot = |entry: Entry| {
         let port = port_of(flags, &entry);
@@ -322,11 +340,11 @@ fn make_slots(
         if flags.set_ports {
             environment.push(("PORT".to_owned(), port.to_string()));
         }
-        let prefix = Prefix::new(look, entry.place, &entry.name, width);
+        let feed = output.feed(entry.place, &entry.name);
         let first = seen.iter().position(|(name, _)| *name == entry.name);
         let twin = first.filter(|first| seen[*first].1 == entry.place);
         seen.push((entry.name.clone(), entry.place));
-        let mut slot = Slot::new(Process::new(entry.name, greeting), entry.command, environment, prefix);
+        let mut slot = Slot::new(Process::new(entry.name, greeting), entry.command, environment, feed);
         slot.shadowed = first.is_some();
         slot.twin = twin;
         slot

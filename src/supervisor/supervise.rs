@@ -19,8 +19,7 @@ use crate::supervisor::child::Launch;
 use crate::supervisor::control::Request;
 use crate::supervisor::control::Verb;
 use crate::supervisor::guardian::Guardian;
-use crate::supervisor::output::Output;
-use crate::supervisor::output::Prefix;
+use crate::supervisor::output::Feed;
 use crate::supervisor::process::Effect;
 use crate::supervisor::process::Input;
 use crate::supervisor::process::Process;
@@ -43,7 +42,8 @@ pub struct Slot {
     pub process: Process,
     pub command: String,
     pub environment: Vec<(String, String)>,
-    pub prefix: Prefix,
+    /// Where it prints.
+    pub feed: Feed,
     /// A second entry of the same name: listed, never started (supervisor.md 1.6).
     pub shadowed: bool,
     /// The first slot of an entry that was named twice on the command line: this one shows how that one is.
@@ -53,8 +53,8 @@ pub struct Slot {
 }
 
 impl Slot {
-    pub fn new(process: Process, command: String, environment: Vec<(String, String)>, prefix: Prefix) -> Slot {
-        Slot { process, command, environment, prefix, shadowed: false, twin: None, group: None }
+    pub fn new(process: Process, command: String, environment: Vec<(String, String)>, feed: Feed) -> Slot {
+        Slot { process, command, environment, feed, shadowed: false, twin: None, group: None }
     }
 }
 
@@ -89,7 +89,6 @@ pub struct Supervisor {
     rules: Rules,
     slots: Vec<Slot>,
     operations: Vec<Operation>,
-    output: Output,
     guardian: Guardian,
     events: mpsc::UnboundedSender<Event>,
     incoming: mpsc::UnboundedReceiver<Event>,
@@ -98,10 +97,10 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    pub fn new(rules: Rules, slots: Vec<Slot>, output: Output, guardian: Guardian) -> Supervisor {
+    pub fn new(rules: Rules, slots: Vec<Slot>, guardian: Guardian) -> Supervisor {
         let (events, incoming) = mpsc::unbounded_channel();
         let ended = Ended { fatal: None, failures: false, deaf: false };
-        Supervisor { rules, slots, operations: Vec::new(), output, guardian, events, incoming, ending: false, ended }
+        Supervisor { rules, slots, operations: Vec::new(), guardian, events, incoming, ending: false, ended }
     }
 
     /// Starts everything and runs until there is nothing left to do. No child is left when it returns.
@@ -177,10 +176,7 @@ impl Supervisor {
                     }
                 }
                 Effect::ArmGrace => self.arm_grace(index),
-                Effect::Say(text) => {
-                    let line = self.slots[index].prefix.line(&child::clock(), format!("{text}\n").as_bytes());
-                    self.output.own_line(line);
-                }
+                Effect::Say(text) => self.slots[index].feed.say(&text),
                 Effect::Failed(words) => self.note_failure(words),
             }
         }
@@ -193,10 +189,10 @@ impl Supervisor {
             generation: slot.process.generation,
             command: slot.command.clone(),
             environment: slot.environment.clone(),
-            prefix: slot.prefix.clone(),
+            feed: slot.feed.clone(),
             manner: self.rules.manner,
         };
-        match child::spawn(launch, self.output.clone(), self.events.clone()) {
+        match child::spawn(launch, self.events.clone()) {
             Ok(group) => {
                 slot.group = Some(group);
                 self.guardian.watch(group);

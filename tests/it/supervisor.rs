@@ -224,7 +224,10 @@ fn env_files_reach_the_children_and_bad_ones_are_named() {
     let stack = Stack::new("a: echo $ONE-$PORT\n");
     std::fs::write(stack.dir.path().join(".env"), "ONE=1\nPORT=7\n").expect("an env file");
     let (code, out, _) = stack.run("quorate", &["-logtime=false", "start"]);
-    assert_eq!((code, out.as_str()), (Some(0), "a | Starting a on port 5000\na | 1-5000\na | Terminating a\n"));
+    assert_eq!(
+        (code, out.as_str()),
+        (Some(0), "system | Starting a on port 5000\na      | 1-5000\nsystem | Terminating a\n")
+    );
     std::fs::write(stack.dir.path().join(".env"), "nonsense\n").expect("an env file");
     let (code, _, err) = stack.run("quorate", &["start"]);
     assert_eq!(code, Some(1));

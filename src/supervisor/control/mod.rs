@@ -1,7 +1,12 @@
-//! Control of a running supervisor by another process: goreman's RPC, both sides.
+//! Control of a running supervisor by another process: goreman's RPC (`client`, `server`, `gob`), and HTTP with JSON on
+//! the project's socket (`http_client`, `http_server`, `messages`), both sides of each.
 
 pub mod client;
 pub mod gob;
+pub mod http_client;
+pub mod http_server;
+pub mod messages;
+pub mod query;
 pub mod server;
 pub mod vocabulary;
 

@@ -163,6 +163,12 @@ impl Handle {
         self.call(|answer| Call::Act { action, names, by, answer }).await
     }
 
+    /// Asks without waiting for what comes of it.
+    pub async fn tell(&self, action: Action, names: Vec<String>, by: Requester) -> Result<(), Ending> {
+        let (answer, _unheard) = oneshot::channel();
+        self.0.send(Call::Act { action, names, by, answer }).await.map_err(|_| Ending)
+    }
+
     pub async fn end(&self, force: bool, by: Requester) -> Result<(), Ending> {
         self.call(|answer| Call::End { force, by, answer }).await
     }

@@ -1,0 +1,345 @@
+//! The listening side of the project's socket: HTTP/1.1 and JSON for whoever may open it, which is our user alone.
+//!
+//! Nothing here owns a truth: what processes are and do is asked of the loop by `Handle`; /proc and the members are asked
+//! here, so that a slow member holds up no more than the one answer that wants it.
+
+use std::collections::hash_map::RandomState;
+use std::convert::Infallible;
+use std::hash::BuildHasher;
+use std::hash::Hasher;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::Method;
+use http::Request;
+use http::Response;
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use http_body_util::BodyExt;
+use http_body_util::Full;
+use http_body_util::Limited;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use hyper_util::rt::TokioTimer;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixListener;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::common::version::QUORATE_VERSION;
+use crate::supervisor::control::messages::ActionAnswer;
+use crate::supervisor::control::messages::ActionRequest;
+use crate::supervisor::control::messages::EndRequest;
+use crate::supervisor::control::messages::ProcessStatus;
+use crate::supervisor::control::messages::Refusal;
+use crate::supervisor::control::messages::Status;
+use crate::supervisor::control::messages::SupervisorView;
+use crate::supervisor::control::query::Query;
+use crate::supervisor::control::vocabulary::Ending;
+use crate::supervisor::control::vocabulary::Handle;
+use crate::supervisor::control::vocabulary::NamedResult;
+use crate::supervisor::control::vocabulary::ProcessView;
+use crate::supervisor::control::vocabulary::Requester;
+use crate::supervisor::members::Member;
+use crate::supervisor::members::MemberStatus;
+use crate::supervisor::procinfo::GroupInfo;
+use crate::supervisor::procinfo::Listeners;
+use crate::supervisor::procinfo::Table;
+use crate::supervisor::project::Holder;
+use crate::supervisor::targets;
+use crate::supervisor::targets::Candidate;
+use crate::supervisor::targets::TargetError;
+
+/// Open connections. More are accepted and closed: followers of logs are few, and each costs memory.
+const CONNECTIONS_MAX: usize = 64;
+/// Longest request: a few names.
+const BODY_BYTES_MAX: usize = 1 << 20;
+/// How long a caller may take to say what he wants.
+const HEADER_PATIENCE: Duration = Duration::from_secs(10);
+/// What a member may take to say how it is, before its columns stay empty.
+pub const MEMBER_BUDGET: Duration = Duration::from_millis(300);
+/// How long an election is waited for when somebody asks for the leader.
+const ROLE_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks for a leader.
+const ROLE_POLL: Duration = Duration::from_millis(50);
+/// CPU use is that of this time, unless somebody asked not long before.
+const CPU_SAMPLE: Duration = Duration::from_millis(100);
+/// A sample that is older than this says nothing about now.
+const CPU_SAMPLE_AGE_MAX: Duration = Duration::from_secs(10);
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// What is known of a process of the Procfile before it runs.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub name: String,
+    /// What it finds in its environment beside what we were started with.
+    pub environment: Vec<(String, String)>,
+    pub member: Option<Member>,
+}
+
+/// What the socket serves.
+pub struct Control {
+    handle: Handle,
+    holder: Holder,
+    entries: Vec<Entry>,
+    started: Instant,
+    /// The last look at /proc, for CPU use.
+    sample: Mutex<Option<(Instant, Arc<Table>)>>,
+}
+
+/// An answer that is no success.
+struct Refused(StatusCode, String);
+
+impl From<Ending> for Refused {
+    fn from(ending: Ending) -> Refused {
+        Refused(StatusCode::SERVICE_UNAVAILABLE, ending.to_string())
+    }
+}
+
+impl Control {
+    pub fn new(handle: Handle, holder: Holder, entries: Vec<Entry>) -> Control {
+        Control { handle, holder, entries, started: Instant::now(), sample: Mutex::new(None) }
+    }
+
+    /// Serves until `stop` says so, and then until the answers that are owed have left.
+    pub async fn serve(self: Arc<Self>, listener: UnixListener, mut stop: watch::Receiver<bool>) {
+        let mut connections = JoinSet::new();
+        let theirs = stop.clone();
+        loop {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) if connections.len() < CONNECTIONS_MAX => {
+                        connections.spawn(Arc::clone(&self).serve_connection(stream, theirs.clone()));
+                    }
+                    // Too many, or out of descriptors: whoever asks next may have more luck.
+                    _ => tokio::task::yield_now().await,
+                },
+                Some(_) = connections.join_next() => {}
+            }
+        }
+        while connections.join_next().await.is_some() {}
+    }
+
+    async fn serve_connection(self: Arc<Self>, stream: UnixStream, mut stop: watch::Receiver<bool>) {
+        let by = match stream.peer_cred() {
+            Ok(peer) => Requester { pid: peer.pid(), uid: Some(peer.uid()) },
+            Err(_) => Requester::default(),
+        };
+        let service = service_fn(move |request| {
+            let (control, by) = (Arc::clone(&self), by.clone());
+            async move { Ok::<_, Infallible>(control.answer(request, by).await) }
+        });
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        // A caller that speaks something else, or has gone, is nobody to tell.
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = connection.await;
+    }
+
+    async fn answer(&self, request: Request<Incoming>, by: Requester) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let query = Query::parse(head.uri.query().unwrap_or_default());
+        let done = match (&head.method, head.uri.path()) {
+            (&Method::GET, "/v1/processes") => self.status(query.is_set("quick")).await.and_then(|found| json(&found)),
+            (&Method::GET, "/v1/environment") => self.environment(&query).and_then(|found| json(&found)),
+            (&Method::POST, "/v1/actions") => match read(body).await {
+                Ok(request) => self.act(request, by).await.and_then(|done| json(&done)),
+                Err(refused) => Err(refused),
+            },
+            (&Method::POST, "/v1/end") => match read::<EndRequest>(body).await {
+                Ok(request) => self.handle.end(request.force, by).await.map_err(Refused::from).and_then(|()| json(&())),
+                Err(refused) => Err(refused),
+            },
+            (method, path) => Err(Refused(StatusCode::NOT_FOUND, format!("there is no {method} {path}"))),
+        };
+        done.unwrap_or_else(|Refused(status, error)| {
+            let mut response = json(&Refusal { error }).unwrap_or_else(|_| Response::new(text(Bytes::new())));
+            *response.status_mut() = status;
+            response
+        })
+    }
+
+    async fn status(&self, quick: bool) -> Result<Status, Refused> {
+        let views = self.handle.views().await?;
+        let (usages, members) = match quick {
+            true => (vec![None; views.len()], vec![None; views.len()]),
+            false => tokio::join!(self.usages(&views), self.ask_members(&views)),
+        };
+        let process = |((view, usage), member): ((ProcessView, Option<GroupInfo>), Option<Asked>)| {
+            let is_member = self.member(&view.name).is_some();
+            let (member, member_error) = match member {
+                Some(Ok(status)) => (Some(status), None),
+                Some(Err(error)) => (None, Some(error)),
+                None => (None, None),
+            };
+            ProcessStatus { view, is_member, usage, member, member_error }
+        };
+        Ok(Status {
+            supervisor: SupervisorView {
+                pid: self.holder.pid,
+                version: QUORATE_VERSION.to_owned(),
+                directory: self.holder.directory.clone(),
+                procfile: self.holder.procfile.clone(),
+                detached: self.holder.detached,
+                uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            },
+            processes: views.into_iter().zip(usages).zip(members).map(process).collect(),
+        })
+    }
+
+    fn member(&self, name: &str) -> Option<&Member> {
+        self.entries.iter().find(|entry| entry.name == name)?.member.as_ref()
+    }
+
+    /// What the groups use, on a thread of its own: /proc may be long.
+    async fn usages(&self, views: &[ProcessView]) -> Vec<Option<GroupInfo>> {
+        let last = self.sample.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let fresh = last.filter(|(at, _)| (CPU_SAMPLE..CPU_SAMPLE_AGE_MAX).contains(&at.elapsed()));
+        let before = match fresh {
+            Some((_, table)) => table,
+            None => {
+                let table = tokio::task::spawn_blocking(Table::read).await;
+                tokio::time::sleep(CPU_SAMPLE).await;
+                match table {
+                    Ok(table) => Arc::new(table),
+                    Err(_) => return vec![None; views.len()],
+                }
+            }
+        };
+        let groups: Vec<Option<i32>> = views.iter().map(|view| view.group).collect();
+        let looked = tokio::task::spawn_blocking(move || {
+            let (table, listeners) = (Table::read(), Listeners::read());
+            let one = |group: &Option<i32>| table.group(Some(&before), (*group)?, &listeners);
+            let found = groups.iter().map(one).collect();
+            (found, table)
+        });
+        // It fails only if the runtime is ending.
+        let Ok((found, table)) = looked.await else { return vec![None; views.len()] };
+        *self.sample.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), Arc::new(table)));
+        found
+    }
+
+    /// What the members say, all asked at once, none of them longer than its budget.
+    async fn ask_members(&self, views: &[ProcessView]) -> Vec<Option<Asked>> {
+        let ask = async |view: &ProcessView| match self.member(&view.name).filter(|_| view.group.is_some()) {
+            Some(member) => Some(member.status(MEMBER_BUDGET).await),
+            None => None,
+        };
+        join_all(views.iter().map(ask)).await
+    }
+
+    fn environment(&self, query: &Query) -> Result<Vec<(String, String)>, Refused> {
+        let name = query.value("name").unwrap_or_default();
+        let entry = self.entries.iter().find(|entry| entry.name == name);
+        let known = || self.entries.iter().map(|entry| entry.name.clone()).collect();
+        let unknown = || TargetError::Unknown { unknown: vec![name.to_owned()], known: known() };
+        entry.map(|entry| entry.environment.clone()).ok_or_else(|| refused_target(&unknown()))
+    }
+
+    async fn act(&self, request: ActionRequest, by: Requester) -> Result<ActionAnswer, Refused> {
+        let names = self.names(&request.targets).await?;
+        let one = async |name: String| -> Result<Vec<NamedResult>, Ending> {
+            if request.no_wait {
+                self.handle.tell(request.action.clone(), vec![name.clone()], by.clone()).await?;
+                return Ok(vec![NamedResult { name, ok: true, text: "asked for".to_owned() }]);
+            }
+            let acted = self.handle.act(request.action.clone(), vec![name.clone()], by.clone());
+            let Some(timeout) = request.timeout_ms.map(Duration::from_millis) else { return acted.await };
+            match tokio::time::timeout(timeout, acted).await {
+                Ok(done) => done,
+                Err(_) => {
+                    let text = format!("not done within {timeout:?}; it goes on");
+                    Ok(vec![NamedResult { name, ok: false, text }])
+                }
+            }
+        };
+        // One call a name: who is done says so whatever the others do.
+        let done: Result<Vec<_>, Ending> = join_all(names.into_iter().map(one)).await.into_iter().collect();
+        Ok(ActionAnswer { results: done?.concat() })
+    }
+
+    /// The names that are meant. A role that nobody has is waited for: an election may be under way.
+    pub async fn resolve(&self, words: &[String]) -> Result<Result<Vec<String>, TargetError>, Ending> {
+        let deadline = Instant::now() + ROLE_PATIENCE;
+        let mut dice = |below: usize| (RandomState::new().build_hasher().finish() % below.max(1) as u64) as usize;
+        loop {
+            let views = self.handle.views().await?;
+            let mut known: Vec<Candidate> = views.iter().map(|view| self.candidate(view)).collect();
+            if !targets::need_roles(words, &known) {
+                return Ok(targets::resolve(words, &known, &mut dice));
+            }
+            for (candidate, asked) in known.iter_mut().zip(self.ask_members(&views).await) {
+                candidate.role = asked.and_then(Result::ok).map(|status| status.role);
+            }
+            let found = targets::resolve(words, &known, &mut dice);
+            let members = known.iter().any(|candidate| candidate.is_member);
+            if !members || !matches!(found, Err(TargetError::Nobody(_))) || Instant::now() > deadline {
+                return Ok(found);
+            }
+            tokio::time::sleep(ROLE_POLL).await;
+        }
+    }
+
+    async fn names(&self, words: &[String]) -> Result<Vec<String>, Refused> {
+        if words.is_empty() {
+            return Err(Refused(StatusCode::BAD_REQUEST, "no targets".to_owned()));
+        }
+        self.resolve(words).await?.map_err(|error| refused_target(&error))
+    }
+
+    fn candidate(&self, view: &ProcessView) -> Candidate {
+        Candidate { name: view.name.clone(), is_member: self.member(&view.name).is_some(), role: None }
+    }
+}
+
+type Asked = Result<MemberStatus, String>;
+
+fn refused_target(error: &TargetError) -> Refused {
+    let status = match error {
+        TargetError::Unknown { .. } => StatusCode::NOT_FOUND,
+        TargetError::Nobody(_) => StatusCode::CONFLICT,
+    };
+    Refused(status, error.to_string())
+}
+
+fn text(bytes: Bytes) -> Body {
+    Full::new(bytes).boxed_unsync()
+}
+
+fn json<T: Serialize>(value: &T) -> Result<Response<Body>, Refused> {
+    let failed = |error: String| Refused(StatusCode::INTERNAL_SERVER_ERROR, error);
+    let mut bytes = serde_json::to_vec(value).map_err(|error| failed(error.to_string()))?;
+    bytes.push(b'\n');
+    let response = Response::builder().header(CONTENT_TYPE, "application/json").body(text(bytes.into()));
+    response.map_err(|error| failed(error.to_string()))
+}
+
+/// A request's body, bounded, as what it is to be. An empty one is `{}`.
+async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Refused> {
+    let collected = Limited::new(body, BODY_BYTES_MAX).collect().await;
+    let bytes = match collected {
+        Ok(collected) => collected.to_bytes(),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            return Err(Refused(StatusCode::PAYLOAD_TOO_LARGE, format!("more than {BODY_BYTES_MAX} bytes")));
+        }
+        Err(error) => return Err(Refused(StatusCode::BAD_REQUEST, error.to_string())),
+    };
+    let bytes = if bytes.is_empty() { Bytes::from_static(b"{}") } else { bytes };
+    serde_json::from_slice(&bytes).map_err(|error| Refused(StatusCode::BAD_REQUEST, error.to_string()))
+}

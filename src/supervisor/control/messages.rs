@@ -1,0 +1,82 @@
+//! The JSON that goes over the project's socket, beside the words in `vocabulary`.
+//!
+//! ```text
+//!  GET  /v1/processes[?quick=true]       Status; quick asks neither the members nor /proc
+//!  POST /v1/actions    ActionRequest  ▶  ActionAnswer
+//!  GET  /v1/environment?name=web      ▶  list of [key, value]
+//!  POST /v1/end        EndRequest     ▶  {} once everything has stopped
+//! ```
+//!
+//! What is refused is answered with a `Refusal` and nothing is done: 400 nonsense, 404 an unknown name or route,
+//! 409 nobody has that role now, 413 too long, 503 the supervisor is ending.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::supervisor::control::vocabulary::Action;
+use crate::supervisor::control::vocabulary::NamedResult;
+use crate::supervisor::control::vocabulary::ProcessView;
+use crate::supervisor::members::MemberStatus;
+use crate::supervisor::procinfo::GroupInfo;
+
+/// The supervisor itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SupervisorView {
+    pub pid: u32,
+    pub version: String,
+    pub directory: PathBuf,
+    pub procfile: PathBuf,
+    pub detached: bool,
+    pub uptime_ms: u64,
+}
+
+/// A process with what /proc and, for a member, the member itself say of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProcessStatus {
+    #[serde(flatten)]
+    pub view: ProcessView,
+    pub is_member: bool,
+    pub usage: Option<GroupInfo>,
+    pub member: Option<MemberStatus>,
+    /// Why a member that runs has not answered.
+    pub member_error: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub supervisor: SupervisorView,
+    pub processes: Vec<ProcessStatus>,
+}
+
+/// `{"targets": ["leader"], "action": "kill", "signal": 9}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActionRequest {
+    /// Names, patterns, `all`, roles.
+    pub targets: Vec<String>,
+    #[serde(flatten)]
+    pub action: Action,
+    /// Answer once it is asked for, not once it is done.
+    #[serde(default)]
+    pub no_wait: bool,
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActionAnswer {
+    pub results: Vec<NamedResult>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndRequest {
+    /// Kill at once.
+    #[serde(default)]
+    pub force: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub error: String,
+}
