@@ -11,6 +11,7 @@
 //! Under the name goreman the bytes and exit codes are goreman's; as `quorate supervisor` its defects are mended
 //! (supervisor.md 1.17): colours only on a terminal, failures in the exit code, everything stopped at once.
 
+pub mod chaos;
 pub mod child;
 pub mod control;
 pub mod dotenv;
@@ -26,6 +27,7 @@ pub mod process;
 pub mod procfile;
 pub mod procinfo;
 pub mod project;
+pub mod rolling;
 pub mod stack;
 pub mod supervise;
 pub mod targets;
