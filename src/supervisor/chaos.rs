@@ -49,8 +49,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const RECOVERY_MAX: Duration = Duration::from_secs(60);
 /// Actions that have ended and are not yet told of. Full means that they wait.
 const ENDED_MAX: usize = 64;
-/// Longer runs are typing mistakes.
-const DURATION_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// More faults in one run are typing mistakes; each is told before.
+const FAULTS_MAX: u128 = 10_000;
+/// Members are not looked at more often than this, either.
+const INTERVAL_MIN: Duration = Duration::from_millis(10);
 
 /// What is asked for, as the socket carries it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -375,13 +377,16 @@ pub async fn run<E: Electorate + ?Sized>(
     mut tell: impl FnMut(Told),
 ) -> Result<(), String> {
     let kinds = kinds(&request.faults, links.is_some())?;
-    let duration = Duration::from_millis(request.duration_ms).min(DURATION_MAX);
+    let duration = Duration::from_millis(request.duration_ms);
+    let interval = Duration::from_millis(request.interval_ms);
+    if interval < INTERVAL_MIN || duration.as_millis() / interval.as_millis() > FAULTS_MAX {
+        return Err(format!("an interval of at least 10ms and at most {FAULTS_MAX} faults are expected"));
+    }
     let seats = electorate.look().await;
     if seats.is_empty() {
         return Err("no process is a member of a cluster".to_owned());
     }
     let names: Vec<String> = seats.iter().map(|seat| seat.name.clone()).collect();
-    let interval = Duration::from_millis(request.interval_ms);
     let strikes = schedule::plan_paced(request.seed, &kinds, names.len(), duration, interval);
     let began = Instant::now();
     let mut say = |places: &[usize], kind: &str, text: String, healed: bool| {

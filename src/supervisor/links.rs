@@ -133,7 +133,8 @@ impl LinkRequest {
         self.clone().names_mut().into_iter().flat_map(|names| names.clone()).collect()
     }
 
-    fn names_mut(&mut self) -> Vec<&mut Vec<String>> {
+    /// The same, to be replaced.
+    pub fn names_mut(&mut self) -> Vec<&mut Vec<String>> {
         match self {
             LinkRequest::Partition { sides, .. } => sides.iter_mut().collect(),
             LinkRequest::Heal { names } => vec![names],

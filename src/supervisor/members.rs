@@ -165,6 +165,10 @@ fn member_arguments(words: &[Word]) -> Option<(Assignments, Vec<String>)> {
             "quorate" if behind.first() == Some(&"server") => &behind[1..],
             _ => return None,
         };
+        let only_tells = |word: &&str| matches!(word.trim_start_matches('-'), "version" | "help" | "h");
+        if arguments.iter().any(|word| word.starts_with('-') && only_tells(word)) {
+            return None;
+        }
         let assigned = texts[..at].iter().filter_map(|word| assignment(word));
         Some((assigned.collect(), arguments.iter().map(|word| (*word).to_owned()).collect()))
     })
@@ -326,7 +330,17 @@ mod tests {
 
     #[test]
     fn other_commands_are_no_members() {
-        for command in ["", "sleep 5", "etcd gateway start", "quorate ctl get a", "tail -f etcd", "quorate", "'", "$"] {
+        for command in [
+            "",
+            "sleep 5",
+            "etcd gateway start",
+            "quorate ctl get a",
+            "tail -f etcd",
+            "etcd --version",
+            "quorate",
+            "'",
+            "$",
+        ] {
             assert_eq!(member(command), None, "{command}");
         }
     }

@@ -14,24 +14,34 @@
 pub mod chaos;
 pub mod child;
 pub mod control;
+pub mod dependencies;
 pub mod dotenv;
 pub mod dotfile;
 pub mod environment;
 pub mod export;
 pub mod flags;
 pub mod guardian;
+pub mod journal;
 pub mod links;
+pub mod listening;
 pub mod members;
+pub mod native;
+pub mod notify;
+pub mod orphans;
 pub mod output;
+pub mod probes;
 pub mod process;
 pub mod procfile;
 pub mod procinfo;
 pub mod project;
+pub mod restart;
 pub mod rolling;
+pub mod settings;
 pub mod stack;
 pub mod supervise;
 pub mod targets;
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -40,6 +50,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use std::time::Instant;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -51,14 +62,17 @@ use crate::supervisor::environment::Links;
 use crate::supervisor::flags::FlagExit;
 use crate::supervisor::flags::Flags;
 use crate::supervisor::guardian::Guardian;
+use crate::supervisor::journal::Journal;
 use crate::supervisor::output::Output;
-use crate::supervisor::output::Settings;
+use crate::supervisor::output::Settings as OutputSettings;
 use crate::supervisor::output::escapes::Escapes;
 use crate::supervisor::output::painter::Stamp;
 use crate::supervisor::output::painter::Style;
 use crate::supervisor::process::Process;
 use crate::supervisor::procfile::Entry;
+use crate::supervisor::settings::Settings;
 use crate::supervisor::supervise::Ended;
+use crate::supervisor::supervise::ExitOn;
 use crate::supervisor::supervise::Rules;
 use crate::supervisor::supervise::Slot;
 use crate::supervisor::supervise::Supervisor;
@@ -69,6 +83,8 @@ const GOREMAN_VERSION: &str = "0.3.19";
 const PORT_STEP: u64 = 100;
 /// Requests that wait for the loop. Full means that callers wait.
 const REQUESTS_MAX: usize = 10;
+/// Calls from our own socket that wait for the loop. Full means that callers wait.
+const CALLS_MAX: usize = 64;
 /// How long the last answers may take to leave before we end.
 const FAREWELL: Duration = Duration::from_millis(500);
 /// A command line that cannot be understood.
@@ -79,10 +95,17 @@ type Failed = (String, u8);
 
 /// Runs the supervisor's command line to its end.
 pub fn main(words: Vec<OsString>, manner: Manner) -> ExitCode {
-    let words: Vec<String> = words.into_iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let typed = words;
+    let words: Vec<String> = typed.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     if words.first().is_some_and(|word| word == guardian::WORD) {
-        guardian::run(words.get(1).map(PathBuf::from));
+        guardian::run(words.get(1).map_or("", String::as_str), words.get(2).map(PathBuf::from));
         return ExitCode::SUCCESS;
+    }
+    if words.first().is_some_and(|word| word == child::LAUNCH) {
+        return crate::faults::process::launch(typed.get(1..).unwrap_or_default().to_vec());
+    }
+    if manner == Manner::Native && native::takes(&words) {
+        return native::main(&typed);
     }
     let program = match manner {
         Manner::Original => {
@@ -140,6 +163,9 @@ fn dispatch(flags: &Flags, rest: &[String], manner: Manner) -> Result<ExitCode, 
             });
             Ok(ExitCode::SUCCESS)
         }
+        (Some("start"), names) if manner == Manner::Native => {
+            native::start(flags, names).map_err(|failure| (failure.text, failure.code))
+        }
         (Some("start"), names) => start(flags, names, manner),
         (Some("run"), [command, names @ ..]) => run(flags, command, names),
         (Some("export"), [format, location]) => export(flags, format, location, manner),
@@ -181,6 +207,9 @@ fn run(flags: &Flags, command: &str, names: &[String]) -> Result<ExitCode, Faile
 }
 
 fn export(flags: &Flags, format: &str, location: &str, manner: Manner) -> Result<ExitCode, Failed> {
+    if manner == Manner::Native && format != "upstart" {
+        return native::export(flags, format, location).map_err(|failure| (failure.text, failure.code));
+    }
     let entries = read_procfile(flags)?;
     let jobs = export::Jobs::beside(&flags.procfile, manner == Manner::Original).map_err(|text| (text, 1))?;
     let port = |entry: &Entry| flags.set_ports.then(|| port_of(flags, entry));
@@ -200,17 +229,21 @@ fn start(flags: &Flags, names: &[String], manner: Manner) -> Result<ExitCode, Fa
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| (format!("cannot start: {error}"), 1))?;
     let ended = runtime.block_on(supervise(flags, entries, extra.into_iter().collect(), manner))?;
-    match ended {
-        Ended { fatal: Some(words), .. } => Err((words, 1)),
-        Ended { deaf: true, .. } => {
-            if manner == Manner::Original {
-                // Ends as goreman does, but with nobody left behind. Returns only if the signal could not be raised.
-                let _ = signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGPIPE);
+    match (manner, ended) {
+        (Manner::Original, Ended { fatal: Some((words, _)), .. }) => Err((words, 1)),
+        (Manner::Native, ended) => {
+            let code = ended.code();
+            match ended.fatal {
+                Some((words, _)) if code != 0 => Err((words, code)),
+                _ => Ok(ExitCode::from(code)),
             }
+        }
+        (Manner::Original, Ended { deaf: true, .. }) => {
+            // Ends as goreman does, but with nobody left behind. Returns only if the signal could not be raised.
+            let _ = signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGPIPE);
             Ok(ExitCode::FAILURE)
         }
         // goreman ends well whatever its children did.
-        Ended { failures: true, .. } if manner == Manner::Native => Ok(ExitCode::FAILURE),
         _ => Ok(ExitCode::SUCCESS),
     }
 }
@@ -256,12 +289,16 @@ async fn supervise(
         Manner::Original => Output::start(Unnoticing(std::io::stdout()), settings, names),
         Manner::Native => Output::start(std::io::stdout(), settings, names),
     };
-    let slots = make_slots(flags, entries, &extra, &search_path, &output);
+    let slots = make_slots(flags, entries, &extra, &search_path, &output, manner)?;
     let (request, requests) = mpsc::channel(REQUESTS_MAX);
     let server = listener.map(|listener| tokio::spawn(control::server::serve(listener, request)));
-    let rules = Rules { manner, exit_on_error: flags.exit_on_error, exit_on_stop: flags.exit_on_stop };
-    let supervisor = Supervisor::new(rules, slots, guardian);
-    let ended = supervisor.run(requests, output_ended).await.map_err(failed("cannot catch signals"))?;
+    let exit_on = ExitOn { all_stopped: flags.exit_on_stop, any_exit: false, any_failure: flags.exit_on_error };
+    let rules = Rules { manner, exit_on, stop_in_reverse: false };
+    let supervisor = Supervisor::new(rules, slots, output.clone(), guardian, Journal::default());
+    let supervisor = supervisor.map_err(|text| (text, 1))?;
+    // Nobody calls yet: the way is kept open.
+    let (_call, calls) = mpsc::channel(CALLS_MAX);
+    let ended = supervisor.run(requests, calls, output_ended).await.map_err(failed("cannot catch signals"))?;
     if let Some(server) = server {
         // Answers first, then the end (supervisor.md 6, trap 21).
         let _ = tokio::time::timeout(FAREWELL, server).await;
@@ -314,7 +351,7 @@ async fn listen(flags: &Flags, extra: &[(String, String)], manner: Manner) -> Re
     }
 }
 
-fn output_settings(flags: &Flags, manner: Manner) -> Settings {
+fn output_settings(flags: &Flags, manner: Manner) -> OutputSettings {
     let stamp = if flags.logtime { Stamp::Seconds } else { Stamp::Off };
     let terminal = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let (colour, escapes) = match (manner, terminal) {
@@ -323,7 +360,7 @@ fn output_settings(flags: &Flags, manner: Manner) -> Settings {
         (Manner::Native, false) => (false, Escapes::Strip),
     };
     // goreman's children wait for its output.
-    Settings { style: Style { manner, colour, stamp, escapes }, lossless: manner == Manner::Original }
+    OutputSettings { style: Style { manner, colour, stamp, escapes }, lossless: manner == Manner::Original }
 }
 
 fn make_slots(
@@ -332,11 +369,15 @@ fn make_slots(
     extra: &[(String, String)],
     search_path: &str,
     output: &Output,
-) -> Vec<Slot> {
+    manner: Manner,
+) -> Result<Vec<Slot>, Failed> {
+    let mut settings = settings(flags, manner)?;
     let mut seen: Vec<(String, usize)> = Vec::new();
     let slot = |entry: Entry| {
         let port = port_of(flags, &entry);
-        let greeting = flags.set_ports.then(|| format!("Starting {} on port {port}", entry.name));
+        // Natively the start is said once it has happened, with the pid.
+        let greeted = flags.set_ports && manner == Manner::Original;
+        let greeting = greeted.then(|| format!("Starting {} on port {port}", entry.name));
         let mut environment = extra.to_vec();
         environment.push(("PATH".to_owned(), search_path.to_owned()));
         if flags.set_ports {
@@ -346,10 +387,31 @@ fn make_slots(
         let first = seen.iter().position(|(name, _)| *name == entry.name);
         let twin = first.filter(|first| seen[*first].1 == entry.place);
         seen.push((entry.name.clone(), entry.place));
-        let mut slot = Slot::new(Process::new(entry.name, greeting), entry.command, environment, feed);
+        let settings = settings.remove(&entry.name).unwrap_or_default();
+        if let Some(file) = &settings.env_file {
+            let file = file.to_string_lossy();
+            let pairs = environment::load(&file, manner, &|_| false).map_err(|error| (error, 1))?;
+            environment.extend(pairs);
+        }
+        let process = Process::new(entry.name, greeting, &settings, Instant::now());
+        let mut slot = Slot::new(process, entry.command, environment, feed);
+        slot.settings = settings;
+        slot.place = entry.place;
+        slot.port = flags.set_ports.then_some(port);
         slot.shadowed = first.is_some();
         slot.twin = twin;
-        slot
+        Ok(slot)
     };
     entries.into_iter().map(slot).collect()
+}
+
+/// What the comments of the Procfile say about its processes; goreman does not read them.
+fn settings(flags: &Flags, manner: Manner) -> Result<BTreeMap<String, Settings>, Failed> {
+    if manner == Manner::Original {
+        return Ok(BTreeMap::new());
+    }
+    let names: Vec<String> = read_procfile(flags)?.into_iter().map(|entry| entry.name).collect();
+    let text = std::fs::read(&flags.procfile).map_err(|error| (format!("open {}: {error}", flags.procfile), 1))?;
+    let lines = settings::pragma_lines(&String::from_utf8_lossy(&text));
+    settings::collect(&flags.procfile, &lines, &names).map_err(|error| (error.to_string(), 1))
 }

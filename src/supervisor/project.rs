@@ -125,7 +125,7 @@ impl Project {
         self.homes.iter().map(|home| home.join(SOCKET))
     }
 
-    /// Where a detached supervisor of this project writes.
+    /// What a detached supervisor of this project has written.
     pub fn log(&self) -> Option<PathBuf> {
         self.homes.iter().map(|home| home.join(LOG)).find(|log| log.exists())
     }
@@ -149,11 +149,17 @@ impl Project {
         let path = first.join(LOCK);
         let mut lock = loop {
             let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-            let file = file.map_err(|error| ProjectError::Io { path: path.clone(), reason: os_reason(&error) })?;
-            let lock = self.lock_file(&path, file)?;
-            // Somebody who ended just now may have removed the file that we have locked.
-            if same_file(&lock, &path) {
-                break lock;
+            match file {
+                Ok(file) => {
+                    let lock = self.lock_file(&path, file)?;
+                    // Somebody who ended just now may have removed the file that we have locked.
+                    if same_file(&lock, &path) {
+                        break lock;
+                    }
+                }
+                // Or the directory.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(ProjectError::Io { path, reason: os_reason(&error) }),
             }
             own_directory(first)?;
         };
@@ -260,6 +266,11 @@ fn read_holder(path: &Path) -> Option<Holder> {
     }
 }
 
+/// Whether whoever listens on this socket still holds its project: the lock's file goes with it.
+pub fn is_held(socket: &Path) -> bool {
+    socket.with_file_name(LOCK).exists()
+}
+
 /// A project that this process supervises. Dropped, it leaves nothing behind but, on request, the log.
 #[derive(Debug)]
 pub struct Held {
@@ -304,12 +315,14 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         // Best effort throughout: what stays is told apart from the living by its lock.
-        let _ = std::fs::remove_file(self.socket());
-        if self.keep_log {
-            let _ = std::fs::remove_file(self.home.join(LOCK));
-        } else {
-            let _ = std::fs::remove_dir_all(&self.home);
+        let entries = std::fs::read_dir(&self.home).into_iter().flatten().flatten().map(|entry| entry.path());
+        let kept = self.keep_log.then(|| self.log());
+        for path in entries.filter(|path| !path.ends_with(LOCK) && Some(path) != kept.as_ref()) {
+            let _ = std::fs::remove_file(path);
         }
+        // Last, and not with everything else: as soon as it is gone the next one may make his files here.
+        let _ = std::fs::remove_file(self.home.join(LOCK));
+        let _ = std::fs::remove_dir(&self.home);
         drop(self.lock.take());
     }
 }

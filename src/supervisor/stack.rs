@@ -79,6 +79,8 @@ pub struct Planned {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stack {
     pub processes: Vec<Planned>,
+    /// Every entry of the files, also those that are not to run: settings may name them.
+    pub entries: Vec<String>,
     /// Settings, by the names of entries, in the order of the files.
     pub pragmas: Vec<Pragma>,
     /// Sentences with file and line.
@@ -128,6 +130,7 @@ impl StackArgs {
         let chosen = choose(processes, &self.only, &self.ignore)?;
         let mut stack = Stack {
             processes: chosen,
+            entries: file.entries.iter().map(|(entry, _)| entry.name.clone()).collect(),
             pragmas: file.pragmas.clone(),
             warnings: file.warnings.iter().map(Warning::to_string).collect(),
         };

@@ -43,6 +43,8 @@ mod simulator;
 mod snapshot_save;
 mod sockets;
 mod supervisor;
+mod supervisor_control;
+mod supervisor_engine;
 mod support;
 mod takeover;
 mod tidy;

@@ -19,6 +19,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 use crate::supervisor::control::messages::Refusal;
+use crate::supervisor::project;
 use crate::supervisor::project::Project;
 
 /// Longest answer that is read at once; streams are read piece by piece.
@@ -34,6 +35,9 @@ pub enum ControlError {
     /// A name or a route that is not there; nothing was done.
     #[error("{0}")]
     Unknown(String),
+    /// A role that nobody has now; nothing was done.
+    #[error("{0}")]
+    Nobody(String),
     /// Nothing was done.
     #[error("{0}")]
     Refused(String),
@@ -90,6 +94,11 @@ impl Caller {
         Caller { socket: socket.to_owned() }
     }
 
+    /// Whether it has not ended altogether.
+    pub fn is_there(&self) -> bool {
+        project::is_held(&self.socket)
+    }
+
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ControlError> {
         self.call(Method::GET, path, Bytes::new()).await
     }
@@ -102,6 +111,16 @@ impl Caller {
     /// An answer that may never end.
     pub async fn stream(&self, path: &str) -> Result<Lines, ControlError> {
         let (response, connection) = self.send(Method::GET, path, Bytes::new()).await?;
+        if response.status() != StatusCode::OK {
+            return Err(refusal(response).await);
+        }
+        Ok(Lines { body: response.into_body(), buffer: Vec::new(), connection })
+    }
+
+    /// The same for something that is asked for with a body.
+    pub async fn post_stream<Q: Serialize>(&self, path: &str, request: &Q) -> Result<Lines, ControlError> {
+        let body = serde_json::to_vec(request).map_err(|error| ControlError::Refused(error.to_string()))?;
+        let (response, connection) = self.send(Method::POST, path, body.into()).await?;
         if response.status() != StatusCode::OK {
             return Err(refusal(response).await);
         }
@@ -154,6 +173,7 @@ async fn refusal(response: Response<Incoming>) -> ControlError {
     };
     match status {
         StatusCode::NOT_FOUND => ControlError::Unknown(text),
+        StatusCode::CONFLICT => ControlError::Nobody(text),
         StatusCode::SERVICE_UNAVAILABLE => ControlError::NoSupervisor(text),
         _ => ControlError::Refused(text),
     }

@@ -37,25 +37,37 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::common::version::QUORATE_VERSION;
+use crate::supervisor::control::campaigns::Campaigns;
+use crate::supervisor::control::campaigns::Scene;
 use crate::supervisor::control::messages::ActionAnswer;
 use crate::supervisor::control::messages::ActionRequest;
 use crate::supervisor::control::messages::EndRequest;
+use crate::supervisor::control::messages::LinkAnswer;
 use crate::supervisor::control::messages::ProcessStatus;
 use crate::supervisor::control::messages::Refusal;
 use crate::supervisor::control::messages::Status;
 use crate::supervisor::control::messages::SupervisorView;
 use crate::supervisor::control::query::Query;
+use crate::supervisor::control::streams;
+use crate::supervisor::control::streams::Wanted;
 use crate::supervisor::control::vocabulary::Ending;
 use crate::supervisor::control::vocabulary::Handle;
 use crate::supervisor::control::vocabulary::NamedResult;
 use crate::supervisor::control::vocabulary::ProcessView;
 use crate::supervisor::control::vocabulary::Requester;
+use crate::supervisor::journal::Journal;
+use crate::supervisor::journal::What;
+use crate::supervisor::links::LinkRequest;
+use crate::supervisor::links::Links;
+use crate::supervisor::links::NO_RELAYS;
 use crate::supervisor::members::Member;
 use crate::supervisor::members::MemberStatus;
+use crate::supervisor::output::store::LogStore;
 use crate::supervisor::procinfo::GroupInfo;
 use crate::supervisor::procinfo::Listeners;
 use crate::supervisor::procinfo::Table;
 use crate::supervisor::project::Holder;
+use crate::supervisor::rolling::RollingRequest;
 use crate::supervisor::targets;
 use crate::supervisor::targets::Candidate;
 use crate::supervisor::targets::TargetError;
@@ -68,6 +80,8 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 const HEADER_PATIENCE: Duration = Duration::from_secs(10);
 /// What a member may take to say how it is, before its columns stay empty.
 pub const MEMBER_BUDGET: Duration = Duration::from_millis(300);
+/// What a member may take to serve a read, when somebody asks whether the cluster works.
+const READ_BUDGET: Duration = Duration::from_secs(2);
 /// How long an election is waited for when somebody asks for the leader.
 const ROLE_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks for a leader.
@@ -88,12 +102,23 @@ pub struct Entry {
     pub member: Option<Member>,
 }
 
-/// What the socket serves.
+/// What the socket serves, and from what.
+pub struct Sources {
+    pub handle: Handle,
+    pub holder: Holder,
+    pub entries: Vec<Entry>,
+    pub store: LogStore,
+    pub journal: Journal,
+    /// `None` where no member has a relay.
+    pub links: Option<Links>,
+}
+
+/// The server's side of all connections.
 pub struct Control {
-    handle: Handle,
-    holder: Holder,
-    entries: Vec<Entry>,
+    sources: Sources,
     started: Instant,
+    stop: watch::Receiver<bool>,
+    campaigns: Campaigns,
     /// The last look at /proc, for CPU use.
     sample: Mutex<Option<(Instant, Arc<Table>)>>,
 }
@@ -108,20 +133,21 @@ impl From<Ending> for Refused {
 }
 
 impl Control {
-    pub fn new(handle: Handle, holder: Holder, entries: Vec<Entry>) -> Control {
-        Control { handle, holder, entries, started: Instant::now(), sample: Mutex::new(None) }
+    /// One that serves until `stop` says so.
+    pub fn new(sources: Sources, stop: watch::Receiver<bool>) -> Control {
+        Control { sources, started: Instant::now(), stop, campaigns: Campaigns::default(), sample: Mutex::new(None) }
     }
 
-    /// Serves until `stop` says so, and then until the answers that are owed have left.
-    pub async fn serve(self: Arc<Self>, listener: UnixListener, mut stop: watch::Receiver<bool>) {
+    /// Serves until the stop, and then until the answers that are owed have left.
+    pub async fn serve(self: Arc<Self>, listener: UnixListener) {
+        let mut stop = self.stop.clone();
         let mut connections = JoinSet::new();
-        let theirs = stop.clone();
         loop {
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => break,
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) if connections.len() < CONNECTIONS_MAX => {
-                        connections.spawn(Arc::clone(&self).serve_connection(stream, theirs.clone()));
+                        connections.spawn(Arc::clone(&self).serve_connection(stream));
                     }
                     // Too many, or out of descriptors: whoever asks next may have more luck.
                     _ => tokio::task::yield_now().await,
@@ -132,7 +158,8 @@ impl Control {
         while connections.join_next().await.is_some() {}
     }
 
-    async fn serve_connection(self: Arc<Self>, stream: UnixStream, mut stop: watch::Receiver<bool>) {
+    async fn serve_connection(self: Arc<Self>, stream: UnixStream) {
+        let mut stop = self.stop.clone();
         let by = match stream.peer_cred() {
             Ok(peer) => Requester { pid: peer.pid(), uid: Some(peer.uid()) },
             Err(_) => Requester::default(),
@@ -156,6 +183,21 @@ impl Control {
         let (head, body) = request.into_parts();
         let query = Query::parse(head.uri.query().unwrap_or_default());
         let done = match (&head.method, head.uri.path()) {
+            (&Method::GET, "/v1/logs") => self.logs(&query).await,
+            (&Method::GET, "/v1/events") => self.events(&query),
+            (&Method::GET, "/v1/reads") => self.reads().await.and_then(|done| json(&done)),
+            (&Method::POST, "/v1/links") => match read(body).await {
+                Ok(request) => self.change_links(request, by).await.and_then(|done| json(&done)),
+                Err(refused) => Err(refused),
+            },
+            (&Method::POST, "/v1/chaos") => match read(body).await {
+                Ok(request) => self.campaign(self.campaigns.chaos(self.scene(by), request)),
+                Err(refused) => Err(refused),
+            },
+            (&Method::POST, "/v1/rolling-restart") => match read(body).await {
+                Ok(request) => self.rolling(request, by).await,
+                Err(refused) => Err(refused),
+            },
             (&Method::GET, "/v1/processes") => self.status(query.is_set("quick")).await.and_then(|found| json(&found)),
             (&Method::GET, "/v1/environment") => self.environment(&query).and_then(|found| json(&found)),
             (&Method::POST, "/v1/actions") => match read(body).await {
@@ -163,7 +205,9 @@ impl Control {
                 Err(refused) => Err(refused),
             },
             (&Method::POST, "/v1/end") => match read::<EndRequest>(body).await {
-                Ok(request) => self.handle.end(request.force, by).await.map_err(Refused::from).and_then(|()| json(&())),
+                Ok(request) => {
+                    self.sources.handle.end(request.force, by).await.map_err(Refused::from).and_then(|()| json(&()))
+                }
                 Err(refused) => Err(refused),
             },
             (method, path) => Err(Refused(StatusCode::NOT_FOUND, format!("there is no {method} {path}"))),
@@ -176,7 +220,7 @@ impl Control {
     }
 
     async fn status(&self, quick: bool) -> Result<Status, Refused> {
-        let views = self.handle.views().await?;
+        let views = self.sources.handle.views().await?;
         let (usages, members) = match quick {
             true => (vec![None; views.len()], vec![None; views.len()]),
             false => tokio::join!(self.usages(&views), self.ask_members(&views)),
@@ -192,11 +236,11 @@ impl Control {
         };
         Ok(Status {
             supervisor: SupervisorView {
-                pid: self.holder.pid,
+                pid: self.sources.holder.pid,
                 version: QUORATE_VERSION.to_owned(),
-                directory: self.holder.directory.clone(),
-                procfile: self.holder.procfile.clone(),
-                detached: self.holder.detached,
+                directory: self.sources.holder.directory.clone(),
+                procfile: self.sources.holder.procfile.clone(),
+                detached: self.sources.holder.detached,
                 uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             },
             processes: views.into_iter().zip(usages).zip(members).map(process).collect(),
@@ -204,7 +248,7 @@ impl Control {
     }
 
     fn member(&self, name: &str) -> Option<&Member> {
-        self.entries.iter().find(|entry| entry.name == name)?.member.as_ref()
+        self.sources.entries.iter().find(|entry| entry.name == name)?.member.as_ref()
     }
 
     /// What the groups use, on a thread of its own: /proc may be long.
@@ -244,34 +288,118 @@ impl Control {
         join_all(views.iter().map(ask)).await
     }
 
+    /// What processes printed. No name means all of them, and what we say ourselves.
+    async fn logs(&self, query: &Query) -> Result<Response<Body>, Refused> {
+        let mut wanted = Wanted::of(query).map_err(|error| Refused(StatusCode::BAD_REQUEST, error))?;
+        let words: Vec<String> = query.values("name").map(str::to_owned).collect();
+        if !words.is_empty() {
+            wanted.names = self.names(&words).await?;
+        }
+        lines(streams::logs(&self.sources.store, wanted))
+    }
+
+    fn events(&self, query: &Query) -> Result<Response<Body>, Refused> {
+        let body = streams::events(&self.sources.journal, query, self.stop.clone());
+        lines(body.map_err(|error| Refused(StatusCode::BAD_REQUEST, error))?)
+    }
+
+    /// Whether every member that runs serves a read that its leader has confirmed. Learners only tell who leads.
+    async fn reads(&self) -> Result<ActionAnswer, Refused> {
+        let views = self.sources.handle.views().await?;
+        let one = async |view: &ProcessView| {
+            let member = self.member(&view.name).filter(|_| view.group.is_some())?;
+            let status = match member.status(READ_BUDGET).await {
+                Err(error) => Err(error),
+                Ok(status) if status.leader_id == 0 => Err("it knows no leader".to_owned()),
+                Ok(status) if status.role == targets::Role::Learner => Ok("it is a learner and knows its leader"),
+                Ok(_) => member.linearizable_read(READ_BUDGET).await.map(|()| "a linearizable read has passed"),
+            };
+            let (ok, text) = match status {
+                Ok(text) => (true, text.to_owned()),
+                Err(text) => (false, text),
+            };
+            Some(NamedResult { name: view.name.clone(), ok, text })
+        };
+        let results = join_all(views.iter().map(one)).await.into_iter().flatten().collect();
+        Ok(ActionAnswer { results, timed_out: false })
+    }
+
+    fn scene(&self, by: Requester) -> Scene {
+        Scene {
+            handle: self.sources.handle.clone(),
+            members: self.sources.entries.iter().filter_map(|entry| entry.member.clone()).collect(),
+            links: self.sources.links.clone(),
+            journal: self.sources.journal.clone(),
+            by,
+            stop: self.stop.clone(),
+        }
+    }
+
+    async fn rolling(&self, mut request: RollingRequest, by: Requester) -> Result<Response<Body>, Refused> {
+        if !request.names.is_empty() {
+            request.names = self.names(&request.names).await?;
+        }
+        self.campaign(self.campaigns.rolling(self.scene(by), request))
+    }
+
+    fn campaign(&self, begun: Option<Body>) -> Result<Response<Body>, Refused> {
+        let busy = || Refused(StatusCode::CONFLICT, "chaos or a rolling restart is under way".to_owned());
+        lines(begun.ok_or_else(busy)?)
+    }
+
+    /// Links are faults: they are in the journal with who asked for them.
+    async fn change_links(&self, mut request: LinkRequest, by: Requester) -> Result<LinkAnswer, Refused> {
+        let links = self.sources.links.as_ref();
+        let refused = |error: String| Refused(StatusCode::UNPROCESSABLE_ENTITY, error);
+        let links = links.ok_or_else(|| refused(NO_RELAYS.to_owned()))?;
+        for words in request.names_mut().into_iter().filter(|words| !words.is_empty()) {
+            *words = self.names(words).await?;
+        }
+        let done = links.apply(request.clone()).await.map_err(refused)?;
+        let who = by.pid.map_or_else(String::new, |pid| format!(" (asked by pid {pid})"));
+        match &request {
+            LinkRequest::Show => {}
+            LinkRequest::Heal { .. } => {
+                let detail = format!("{request}{who}");
+                self.sources.journal.record(None, What::Healed { kind: "links".to_owned(), detail });
+            }
+            _ => {
+                let detail = format!("{request}{who}");
+                self.sources.journal.record(None, What::Fault { kind: "links".to_owned(), detail });
+            }
+        }
+        Ok(LinkAnswer { text: done })
+    }
+
     fn environment(&self, query: &Query) -> Result<Vec<(String, String)>, Refused> {
         let name = query.value("name").unwrap_or_default();
-        let entry = self.entries.iter().find(|entry| entry.name == name);
-        let known = || self.entries.iter().map(|entry| entry.name.clone()).collect();
+        let entry = self.sources.entries.iter().find(|entry| entry.name == name);
+        let known = || self.sources.entries.iter().map(|entry| entry.name.clone()).collect();
         let unknown = || TargetError::Unknown { unknown: vec![name.to_owned()], known: known() };
         entry.map(|entry| entry.environment.clone()).ok_or_else(|| refused_target(&unknown()))
     }
 
     async fn act(&self, request: ActionRequest, by: Requester) -> Result<ActionAnswer, Refused> {
         let names = self.names(&request.targets).await?;
-        let one = async |name: String| -> Result<Vec<NamedResult>, Ending> {
+        let one = async |name: String| -> Result<(Vec<NamedResult>, bool), Ending> {
             if request.no_wait {
-                self.handle.tell(request.action.clone(), vec![name.clone()], by.clone()).await?;
-                return Ok(vec![NamedResult { name, ok: true, text: "asked for".to_owned() }]);
+                self.sources.handle.tell(request.action.clone(), vec![name.clone()], by.clone()).await?;
+                return Ok((vec![NamedResult { name, ok: true, text: "asked for".to_owned() }], false));
             }
-            let acted = self.handle.act(request.action.clone(), vec![name.clone()], by.clone());
-            let Some(timeout) = request.timeout_ms.map(Duration::from_millis) else { return acted.await };
+            let acted = self.sources.handle.act(request.action.clone(), vec![name.clone()], by.clone());
+            let Some(timeout) = request.timeout_ms.map(Duration::from_millis) else { return Ok((acted.await?, false)) };
             match tokio::time::timeout(timeout, acted).await {
-                Ok(done) => done,
+                Ok(done) => Ok((done?, false)),
                 Err(_) => {
                     let text = format!("not done within {timeout:?}; it goes on");
-                    Ok(vec![NamedResult { name, ok: false, text }])
+                    Ok((vec![NamedResult { name, ok: false, text }], true))
                 }
             }
         };
         // One call a name: who is done says so whatever the others do.
         let done: Result<Vec<_>, Ending> = join_all(names.into_iter().map(one)).await.into_iter().collect();
-        Ok(ActionAnswer { results: done?.concat() })
+        let (results, late): (Vec<_>, Vec<bool>) = done?.into_iter().unzip();
+        Ok(ActionAnswer { results: results.concat(), timed_out: late.contains(&true) })
     }
 
     /// The names that are meant. A role that nobody has is waited for: an election may be under way.
@@ -279,7 +407,7 @@ impl Control {
         let deadline = Instant::now() + ROLE_PATIENCE;
         let mut dice = |below: usize| (RandomState::new().build_hasher().finish() % below.max(1) as u64) as usize;
         loop {
-            let views = self.handle.views().await?;
+            let views = self.sources.handle.views().await?;
             let mut known: Vec<Candidate> = views.iter().map(|view| self.candidate(view)).collect();
             if !targets::need_roles(words, &known) {
                 return Ok(targets::resolve(words, &known, &mut dice));
@@ -316,6 +444,12 @@ fn refused_target(error: &TargetError) -> Refused {
         TargetError::Nobody(_) => StatusCode::CONFLICT,
     };
     Refused(status, error.to_string())
+}
+
+/// An answer of one JSON object a line.
+fn lines(body: Body) -> Result<Response<Body>, Refused> {
+    let response = Response::builder().header(CONTENT_TYPE, "application/x-ndjson").body(body);
+    response.map_err(|error| Refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
 fn text(bytes: Bytes) -> Body {

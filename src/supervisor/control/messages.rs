@@ -4,11 +4,17 @@
 //!  GET  /v1/processes[?quick=true]       Status; quick asks neither the members nor /proc
 //!  POST /v1/actions    ActionRequest  ▶  ActionAnswer
 //!  GET  /v1/environment?name=web      ▶  list of [key, value]
-//!  POST /v1/end        EndRequest     ▶  {} once everything has stopped
+//!  GET  /v1/logs?name=&tail=&since_ms=&grep=&stderr=&follow=     a LogLine, or {name, lost}, a line
+//!  GET  /v1/events?tail=&follow=                                 a journal's Record, or {lost}, a line
+//!  GET  /v1/reads                     ▶  ActionAnswer: does every member serve a linearizable read?
+//!  POST /v1/links      LinkRequest    ▶  LinkAnswer
+//!  POST /v1/chaos      ChaosRequest   ▶  a Progress a line
+//!  POST /v1/rolling-restart  RollingRequest  ▶  a Progress a line
+//!  POST /v1/end        EndRequest     ▶  null once everything has stopped
 //! ```
 //!
 //! What is refused is answered with a `Refusal` and nothing is done: 400 nonsense, 404 an unknown name or route,
-//! 409 nobody has that role now, 413 too long, 503 the supervisor is ending.
+//! 409 nobody has that role now, 413 too long, 422 it cannot be done here, 503 the supervisor is ending.
 
 use std::path::PathBuf;
 
@@ -67,6 +73,14 @@ pub struct ActionRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActionAnswer {
     pub results: Vec<NamedResult>,
+    /// Something was not done in time.
+    #[serde(default)]
+    pub timed_out: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkAnswer {
+    pub text: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

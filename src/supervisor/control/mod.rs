@@ -1,6 +1,7 @@
 //! Control of a running supervisor by another process: goreman's RPC (`client`, `server`, `gob`), and HTTP with JSON on
 //! the project's socket (`http_client`, `http_server`, `messages`), both sides of each.
 
+pub mod campaigns;
 pub mod client;
 pub mod gob;
 pub mod http_client;
@@ -8,6 +9,7 @@ pub mod http_server;
 pub mod messages;
 pub mod query;
 pub mod server;
+pub mod streams;
 pub mod vocabulary;
 
 use tokio::sync::oneshot;

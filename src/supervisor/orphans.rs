@@ -1,0 +1,324 @@
+//! Everything that our children start, also what tries to get away from them: found, signalled, reaped.
+//!
+//! ```text
+//!  supervisor (subreaper) ── leader ── program ── grandchild in a session of its own
+//!        └── orphan: its parent has ended, so it is ours now
+//! ```
+//!
+//! Whoever leaves the process group is still below us, because orphans come to the nearest subreaper. To whom an orphan
+//! belongs is written in its environment: every child gets `QUORATE_SUPERVISOR_ID=<supervisor>.<place>.<start>`, behind that of an
+//! outer supervisor if we run under one. Orphans that cleared it are nobody's, and go when we go.
+//!
+//! Adopted children are reaped one by one, by their pid, and only those that nobody here started: a wait for anybody would
+//! take the exit status of a child from whoever waits for it (supervisor.md 5.2).
+
+use std::collections::BTreeSet;
+use std::collections::VecDeque;
+use std::path::Path;
+use std::time::Duration;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
+use nix::sys::wait::Id;
+use nix::sys::wait::WaitPidFlag;
+use nix::sys::wait::waitid;
+use nix::unistd::Pid;
+
+/// The variable that says to which supervisor, process and start of it somebody belongs.
+pub const VARIABLE: &str = "QUORATE_SUPERVISOR_ID";
+/// How long the last look for survivors goes on. What does not die of SIGKILL in that time hangs in the kernel.
+const SWEEP_MAX: Duration = Duration::from_secs(5);
+const SWEEP_POLL: Duration = Duration::from_millis(5);
+
+/// The mark of one supervisor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tag {
+    id: String,
+    outer: Option<String>,
+}
+
+impl Tag {
+    /// One that no other supervisor has: our pid, and when we were started.
+    pub fn ours() -> Tag {
+        let own = std::process::id();
+        let started = i32::try_from(own).ok().and_then(Seen::of).map_or(0, |seen| seen.started);
+        Tag { id: format!("{own}-{started:x}"), outer: std::env::var(VARIABLE).ok().filter(|value| !value.is_empty()) }
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What one start of a process is marked with.
+    pub fn mark(&self, place: usize, generation: u64) -> String {
+        format!("{}.{place}.{generation}", self.id)
+    }
+
+    /// The variable's value for that start.
+    pub fn value(&self, mark: &str) -> String {
+        self.outer.as_ref().map_or_else(|| mark.to_owned(), |outer| format!("{outer},{mark}"))
+    }
+}
+
+/// A process as /proc shows it. The start time tells it from another one that gets its pid later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub pid: i32,
+    pub parent: i32,
+    pub group: i32,
+    pub started: u64,
+    pub zombie: bool,
+    /// Clock ticks of itself and of the children that it waited for.
+    pub user_ticks: u64,
+    pub system_ticks: u64,
+}
+
+impl Seen {
+    /// `None` when it is gone.
+    pub fn of(pid: i32) -> Option<Seen> {
+        let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        Seen::parse(pid, &String::from_utf8_lossy(&text))
+    }
+
+    /// The name in brackets may hold anything, brackets too: fields are counted from the last one (proc_pid_stat(5)).
+    fn parse(pid: i32, text: &str) -> Option<Seen> {
+        let (_, rest) = text.rsplit_once(") ")?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
+        Some(Seen {
+            pid,
+            parent: fields.get(1)?.parse().ok()?,
+            group: fields.get(2)?.parse().ok()?,
+            started: number(19)?,
+            zombie: matches!(*fields.first()?, "Z" | "X"),
+            user_ticks: number(11)?.saturating_add(number(13)?),
+            system_ticks: number(12)?.saturating_add(number(14)?),
+        })
+    }
+
+    /// Whether its environment, as it was when its program began, has this mark, or one of this supervisor.
+    pub fn is_marked(&self, mark: &str) -> bool {
+        let Ok(environment) = std::fs::read(format!("/proc/{}/environ", self.pid)) else { return false };
+        let values = environment.split(|byte| *byte == 0).filter_map(|pair| {
+            let value = pair.strip_prefix(VARIABLE.as_bytes())?.strip_prefix(b"=")?;
+            std::str::from_utf8(value).ok()
+        });
+        let belongs = |part: &str| part.strip_prefix(mark).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        values.flat_map(|value| value.split(',')).any(belongs)
+    }
+
+    /// It has no parent but us.
+    pub fn is_orphan(&self) -> bool {
+        self.parent == own_pid()
+    }
+
+    /// A signal to this very process; to nobody if its pid is another's by now.
+    pub fn signal(&self, signal: Signal) {
+        if self.pid > 1 && Seen::of(self.pid).is_some_and(|now| now.started == self.started) {
+            // It may have ended in between, which is what a signal is mostly for.
+            let _ = kill(Pid::from_raw(self.pid), signal);
+        }
+    }
+}
+
+/// The children of a process, by whichever of its threads.
+pub fn children(pid: i32) -> Vec<i32> {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let mut found = Vec::new();
+    for thread in threads.flatten() {
+        let Ok(text) = std::fs::read_to_string(thread.path().join("children")) else {
+            return if thread.path().exists() { children_by_scan(pid) } else { found };
+        };
+        found.extend(text.split_ascii_whitespace().filter_map(|number| number.parse::<i32>().ok()));
+    }
+    found
+}
+
+/// The same for kernels without lists of children.
+fn children_by_scan(parent: i32) -> Vec<i32> {
+    everybody().filter_map(Seen::of).filter(|seen| seen.parent == parent).map(|seen| seen.pid).collect()
+}
+
+/// Every pid there is.
+fn everybody() -> impl Iterator<Item = i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+}
+
+fn own_pid() -> i32 {
+    // Pids fit: the kernel's limit is far below.
+    i32::try_from(std::process::id()).unwrap_or_default()
+}
+
+/// Makes orphans of our descendants ours.
+pub fn adopt() {
+    // Kernels before 3.4 cannot; then the group and the guardian have to do.
+    let _ = nix::sys::prctl::set_child_subreaper(true);
+}
+
+/// Who belongs to a start of a process: its group, what descends from its leader, and what has its mark. Zombies do not count.
+pub fn members(group: i32, mark: &str) -> Vec<Seen> {
+    let mut found = Vec::new();
+    let mut open: VecDeque<(i32, bool)> = children(own_pid()).into_iter().map(|pid| (pid, false)).collect();
+    let mut known = BTreeSet::new();
+    while let Some((pid, inside)) = open.pop_front() {
+        let Some(seen) = Seen::of(pid).filter(|_| known.insert(pid)) else { continue };
+        let inside = inside || pid == group || seen.group == group || seen.is_marked(mark);
+        open.extend(children(pid).into_iter().map(|child| (child, inside)));
+        if inside && !seen.zombie {
+            found.push(seen);
+        }
+    }
+    found
+}
+
+/// Those of them who have left the group.
+pub fn strays(group: i32, mark: &str) -> Vec<Seen> {
+    let mut found = members(group, mark);
+    found.retain(|seen| seen.group != group);
+    found
+}
+
+/// Everybody with a mark of this supervisor, wherever they are.
+pub fn marked(id: &str) -> Vec<Seen> {
+    let others = everybody().filter(|pid| *pid != own_pid()).filter_map(Seen::of);
+    others.filter(|seen| !seen.zombie && seen.is_marked(id)).collect()
+}
+
+/// Children that nobody here started.
+#[derive(Debug, Default)]
+pub struct Adopted {
+    /// Zombies at the last look. Whoever started a child of his own reaps it before the next one.
+    dead: BTreeSet<i32>,
+    living: Vec<(i32, u64)>,
+}
+
+/// What changed among the living ones.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    pub come: Vec<(i32, u64)>,
+    pub gone: Vec<(i32, u64)>,
+    /// Some zombies wait for the next look.
+    pub again: bool,
+}
+
+impl Adopted {
+    /// Looks at our children but for the `known` ones, and reaps those that were dead at the last look, too.
+    pub fn look(&mut self, known: &BTreeSet<i32>) -> Changes {
+        let seen = children(own_pid()).into_iter().filter(|pid| !known.contains(pid)).filter_map(Seen::of);
+        let (dead, living): (Vec<Seen>, Vec<Seen>) = seen.partition(|seen| seen.zombie);
+        let mut still_dead = BTreeSet::new();
+        for zombie in dead {
+            if self.dead.contains(&zombie.pid) {
+                let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+                // Somebody else may have been quicker.
+                let _ = waitid(Id::Pid(Pid::from_raw(zombie.pid)), flags);
+            } else {
+                still_dead.insert(zombie.pid);
+            }
+        }
+        let living: Vec<(i32, u64)> = living.iter().map(|seen| (seen.pid, seen.started)).collect();
+        let missing = |from: &[(i32, u64)], in_here: &[(i32, u64)]| -> Vec<(i32, u64)> {
+            from.iter().filter(|one| !in_here.contains(one)).copied().collect()
+        };
+        let changes = Changes {
+            come: missing(&living, &self.living),
+            gone: missing(&self.living, &living),
+            again: !still_dead.is_empty(),
+        };
+        self.dead = still_dead;
+        self.living = living;
+        changes
+    }
+}
+
+/// Kills everything below us but for `spared`, until nothing is left.
+pub async fn sweep(spared: i32) {
+    let deadline = Instant::now() + SWEEP_MAX;
+    while Instant::now() < deadline {
+        let left: Vec<i32> = children(own_pid()).into_iter().filter(|pid| *pid != spared).collect();
+        if left.is_empty() {
+            return;
+        }
+        for pid in left {
+            match Seen::of(pid) {
+                Some(seen) if seen.zombie => {
+                    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+                    let _ = waitid(Id::Pid(Pid::from_raw(pid)), flags);
+                }
+                // Its own children come to us when it is dead, and are seen the next time round.
+                Some(seen) => seen.signal(Signal::SIGKILL),
+                None => {}
+            }
+        }
+        tokio::time::sleep(SWEEP_POLL).await;
+    }
+}
+
+/// The guardian's part, when the supervisor is gone: everybody with its mark, until nobody is left.
+pub fn sweep_marked(id: &str) {
+    let deadline = Instant::now() + SWEEP_MAX;
+    while Instant::now() < deadline {
+        let left = marked(id);
+        if left.is_empty() {
+            return;
+        }
+        for seen in left {
+            seen.signal(Signal::SIGKILL);
+        }
+        std::thread::sleep(SWEEP_POLL);
+    }
+}
+
+/// Whether /proc is what the rest of this file needs.
+pub fn has_proc() -> bool {
+    Path::new("/proc/self/stat").exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+    use std::process::Stdio;
+
+    #[test]
+    fn names_with_brackets_do_not_move_the_fields() {
+        let text = "77 (a) R (b)) S 1 77 77 0 -1 4194560 1 2 3 4 10 20 30 40 20 0 1 0 12345 0 0";
+        let seen = Seen::parse(77, text).expect("a line");
+        assert_eq!((seen.parent, seen.group, seen.started, seen.zombie), (1, 77, 12345, false));
+        assert_eq!((seen.user_ticks, seen.system_ticks), (40, 60));
+        for broken in ["", "77 (a", "77 (a) Z", "77 (a) S 1 77 77 0 -1 x x x x x"] {
+            assert_eq!(Seen::parse(77, broken), None);
+        }
+    }
+
+    #[test]
+    fn marks_are_whole_and_survive_nesting() {
+        let tag = Tag { id: "12-ab".to_owned(), outer: None };
+        let inner = Tag { id: "13-cd".to_owned(), outer: Some(tag.value(&tag.mark(1, 1))) };
+        let value = inner.value(&inner.mark(2, 3));
+        assert_eq!(value, "12-ab.1.1,13-cd.2.3");
+        let mut child = Command::new("sleep")
+            .arg("100")
+            .env(VARIABLE, value)
+            .process_group(0)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let seen = Seen::of(i32::try_from(child.id()).unwrap()).expect("it is there");
+        for mark in ["12-ab", "12-ab.1.1", "13-cd", "13-cd.2.3"] {
+            assert!(seen.is_marked(mark), "{mark}");
+        }
+        for mark in ["12-a", "12-ab.1.10", "13-cd.2.30", "13-cd.2.31", "2-ab", "x"] {
+            assert!(!seen.is_marked(mark), "{mark}");
+        }
+        // Not somebody else who has the pid now.
+        Seen { started: seen.started + 1, ..seen }.signal(Signal::SIGKILL);
+        assert!(child.try_wait().unwrap().is_none());
+        seen.signal(Signal::SIGKILL);
+        child.wait().unwrap();
+    }
+}
