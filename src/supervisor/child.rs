@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -26,7 +25,6 @@ use nix::sys::wait::waitid;
 use nix::unistd::Pid;
 use nix::unistd::SysconfVar;
 use nix::unistd::sysconf;
-use tokio::net::unix::pipe;
 use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
 
@@ -34,7 +32,6 @@ use crate::program::Manner;
 use crate::supervisor::orphans;
 use crate::supervisor::orphans::Seen;
 use crate::supervisor::output::Feed;
-use crate::supervisor::output::store::Stream;
 use crate::supervisor::process::Exit;
 use crate::supervisor::process::Input;
 
@@ -91,17 +88,16 @@ pub struct Usage {
 
 /// Starts `/bin/sh -c command` in a group of its own and a task that reports on it. The group's id is the leader's pid.
 pub fn spawn(launch: Launch, events: mpsc::UnboundedSender<Event>) -> io::Result<Pid> {
-    let (reader, writer) = io::pipe()?;
+    let (ends, unread) = launch.feed.connect()?;
     // Before the child is there: its end must not be missed.
     let mut changes = tokio::signal::unix::signal(SignalKind::child())?;
     let mut command = shell(&launch.command, &launch.environment, launch.cwd.as_deref(), launch.manner);
-    command.stdout(writer.try_clone()?).stderr(writer);
+    command.stdin(ends.stdin).stdout(ends.stdout).stderr(ends.stderr);
     let mut child = tokio::process::Command::from(command).spawn()?;
     let number = child.id().ok_or_else(|| io::Error::other("it ended before it had a pid"))?;
     let group = Pid::from_raw(i32::try_from(number).map_err(io::Error::other)?);
-    let reader = pipe::Receiver::from_owned_fd(OwnedFd::from(reader))?;
-    let (index, generation) = (launch.index, launch.generation);
-    let reading = launch.feed.read(reader, Stream::Out, group.as_raw());
+    let (index, generation, feed) = (launch.index, launch.generation, launch.feed);
+    let reading = unread.read(group.as_raw())?;
     tokio::spawn(async move {
         let report = |happened: Happened| {
             // The loop is gone only when the supervisor has ended.
@@ -114,6 +110,7 @@ pub fn spawn(launch: Launch, events: mpsc::UnboundedSender<Event>) -> io::Result
             Ok(status) => exit_of(status),
             Err(_) => Exit::Code(-1),
         };
+        feed.note_exit(&exit.to_string());
         report(Happened::Exited(exit, usage));
         match launch.manner {
             Manner::Original => reading.ended(outlived(group, None)).await,

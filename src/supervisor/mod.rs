@@ -44,7 +44,6 @@ pub mod targets;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
@@ -65,7 +64,8 @@ use crate::supervisor::guardian::Guardian;
 use crate::supervisor::journal::Journal;
 use crate::supervisor::output::Output;
 use crate::supervisor::output::Settings as OutputSettings;
-use crate::supervisor::output::escapes::Escapes;
+use crate::supervisor::output::args::OutputArgs;
+use crate::supervisor::output::args::Surroundings;
 use crate::supervisor::output::painter::Stamp;
 use crate::supervisor::output::painter::Style;
 use crate::supervisor::process::Process;
@@ -283,12 +283,13 @@ async fn supervise(
     let guardian = Guardian::start(&program, links.as_ref().map(|links| links.dir.as_path()));
     let guardian = guardian.map_err(failed("cannot start my guardian"))?;
     let search_path = environment::search_path(&path, &program, links.as_ref());
-    let names = entries.iter().map(|entry| entry.name.as_str());
+    let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
     let settings = output_settings(flags, manner);
-    let (output, output_ended) = match manner {
-        Manner::Original => Output::start(Unnoticing(std::io::stdout()), settings, names),
-        Manner::Native => Output::start(std::io::stdout(), settings, names),
+    let output = match manner {
+        Manner::Original => Output::start(Unnoticing(std::io::stdout()), settings, &names),
+        Manner::Native => Output::start(std::io::stdout(), settings, &names),
     };
+    let (output, output_ended) = output.map_err(|error| (error.to_string(), 1))?;
     let slots = make_slots(flags, entries, &extra, &search_path, &output, manner)?;
     let (request, requests) = mpsc::channel(REQUESTS_MAX);
     let server = listener.map(|listener| tokio::spawn(control::server::serve(listener, request)));
@@ -353,14 +354,13 @@ async fn listen(flags: &Flags, extra: &[(String, String)], manner: Manner) -> Re
 
 fn output_settings(flags: &Flags, manner: Manner) -> OutputSettings {
     let stamp = if flags.logtime { Stamp::Seconds } else { Stamp::Off };
-    let terminal = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let (colour, escapes) = match (manner, terminal) {
-        (Manner::Original, _) => (true, Escapes::Keep),
-        (Manner::Native, true) => (true, Escapes::Colours),
-        (Manner::Native, false) => (false, Escapes::Strip),
-    };
-    // goreman's children wait for its output.
-    OutputSettings { style: Style { manner, colour, stamp, escapes }, lossless: manner == Manner::Original }
+    match manner {
+        Manner::Original => OutputSettings::plain(Style::new(manner, true, stamp)),
+        Manner::Native => {
+            let args = OutputArgs { time: stamp, ..OutputArgs::default() };
+            OutputSettings::plain(args.style(&Surroundings::here()))
+        }
+    }
 }
 
 fn make_slots(

@@ -45,6 +45,7 @@ mod sockets;
 mod supervisor;
 mod supervisor_control;
 mod supervisor_engine;
+mod supervisor_output;
 mod support;
 mod takeover;
 mod tidy;

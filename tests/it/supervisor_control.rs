@@ -1,18 +1,25 @@
 //! The native supervisor over its own socket: who is meant, what comes of it, exit codes, the background, and its end.
 
+use std::io::Read;
+use std::io::Write;
+use std::net::Shutdown;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::PATIENCE;
 use crate::support::eventually;
 use crate::support::free_port;
 
@@ -220,13 +227,13 @@ fn logs_and_events_are_told_to_whoever_asks() {
     stack.check("up -d", 0);
     let lines = |line: &str| stack.check(line, 0).lines().map(str::to_owned).collect::<Vec<_>>();
     let told = |line: &str, expected: &[&str]| {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         loop {
             let found = lines(line);
             if found == expected {
                 return;
             }
-            assert!(start.elapsed() < crate::support::PATIENCE, "{line}: {found:?}");
+            assert!(start.elapsed() < PATIENCE, "{line}: {found:?}");
         }
     };
     told("logs a -n 2 --time off", &["a      | two", "a      | three"]);
@@ -272,9 +279,9 @@ fn one_project_has_one_supervisor_and_a_dead_one_is_none() {
     let home = stack.home();
     let pid = Pid::from_raw(i32::try_from(pid).expect("pids fit"));
     nix::sys::signal::kill(pid, Signal::SIGKILL).expect("it is there");
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     while stack.run("ps --procfile Procfile2").0 != Some(5) {
-        assert!(start.elapsed() < crate::support::PATIENCE);
+        assert!(start.elapsed() < PATIENCE);
     }
     assert!(home.join("control.sock").exists() && home.join("lock").exists());
     stack.check("up -d -f Procfile2", 0);
@@ -283,7 +290,7 @@ fn one_project_has_one_supervisor_and_a_dead_one_is_none() {
 
 #[test]
 fn a_port_in_use_is_told_with_pid_and_command() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("it is bound").port();
     let member = format!(
         "etcd --listen-client-urls http://127.0.0.1:{port} --advertise-client-urls http://127.0.0.1:{port} \
@@ -390,11 +397,9 @@ fn the_socket_survives_nonsense() {
     stack.check("up -d", 0);
     let socket = stack.home().join("control.sock");
     let ask = |bytes: &[u8]| {
-        use std::io::Read;
-        use std::io::Write;
-        let mut stream = std::os::unix::net::UnixStream::connect(&socket).expect("it listens");
+        let mut stream = UnixStream::connect(&socket).expect("it listens");
         stream.write_all(bytes).expect("it reads");
-        stream.shutdown(std::net::Shutdown::Write).expect("still open");
+        stream.shutdown(Shutdown::Write).expect("still open");
         let mut answer = Vec::new();
         // Being hung up on is an answer, too.
         let _ = stream.read_to_end(&mut answer);
@@ -415,9 +420,7 @@ fn the_socket_survives_nonsense() {
     assert_eq!(status(&post("/v1/actions", &many)), "400");
     let huge = "x".repeat(2 << 20);
     let head = format!("POST /v1/actions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", huge.len());
-    let mut stream = std::os::unix::net::UnixStream::connect(&socket).expect("it listens");
-    use std::io::Read;
-    use std::io::Write;
+    let mut stream = UnixStream::connect(&socket).expect("it listens");
     stream.write_all(head.as_bytes()).expect("it reads");
     // It may hang up before everything is sent.
     let _ = stream.write_all(huge.as_bytes());
@@ -433,9 +436,9 @@ fn the_socket_survives_nonsense() {
 fn in_the_foreground_the_end_has_a_code_and_the_socket_goes_with_it() {
     let stack = Stack::new("a: exec sleep 1000\nb: exit 3\n");
     let mut up = stack.start("up a");
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     while stack.run("ps --short").0 != Some(0) {
-        assert!(start.elapsed() < crate::support::PATIENCE);
+        assert!(start.elapsed() < PATIENCE);
     }
     assert_eq!(stack.json()["supervisor"]["detached"], false);
     up.signal(Signal::SIGTERM);

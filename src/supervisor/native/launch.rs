@@ -316,6 +316,7 @@ fn environment_of(
 fn slot(process: Planned, settings: Settings, environment: Vec<(String, String)>, output: &Output) -> Slot {
     let greeting = process.port.map(|port| format!("Starting {} on port {port}", process.name));
     let feed = output.feed(process.place, &process.name);
+    let feed = if settings.tty { feed.on_terminal() } else { feed };
     let machine = Process::new(process.name, greeting, &settings, Instant::now());
     let mut slot = Slot::new(machine, process.command, environment, feed);
     slot.settings = settings;

@@ -44,8 +44,11 @@ pub struct LogsArgs {
     /// How to show the time
     #[arg(long, value_enum, default_value_t)]
     time: Stamp,
-    /// One JSON object a line
+    /// Show logs in JSON, as etcd's and ours, readable: time, level, message, fields
     #[arg(long)]
+    pretty: bool,
+    /// One JSON object a line
+    #[arg(long, conflicts_with = "pretty")]
     json: bool,
 }
 
@@ -79,7 +82,7 @@ pub async fn logs(caller: &Caller, args: &LogsArgs) -> Result<ExitCode, Failure>
     if args.json {
         return copy(&mut lines, &mut out).await;
     }
-    let mut screen = Screen::new(caller, args.time).await?;
+    let mut screen = Screen::new(caller, args.time, args.pretty).await?;
     while let Some(line) = lines.next().await? {
         if !print(&mut out, &screen.paint(&line)) {
             break;
@@ -119,9 +122,9 @@ pub struct Screen {
 
 impl Screen {
     /// For all processes of the supervisor, so that their names have one width whoever is shown.
-    pub async fn new(caller: &Caller, stamp: Stamp) -> Result<Screen, Failure> {
+    pub async fn new(caller: &Caller, time: Stamp, pretty: bool) -> Result<Screen, Failure> {
         let status: Status = caller.get("/v1/processes?quick=true").await?;
-        let style = OutputArgs { time: stamp, ..OutputArgs::default() }.style(&Surroundings::here());
+        let style = OutputArgs { time, pretty, ..OutputArgs::default() }.style(&Surroundings::here());
         let names = status.processes.iter().map(|process| process.view.name.as_str());
         let painter = Painter::new(style, names);
         let face = |(name, place): (&str, usize)| (name.to_owned(), painter.face(place, name));

@@ -15,13 +15,17 @@ use std::sync::atomic::Ordering;
 use chrono::DateTime;
 use chrono::Local;
 use clap::ValueEnum;
+use regex::bytes::Regex;
 use unicode_width::UnicodeWidthStr;
 
 use crate::program::Manner;
 use crate::supervisor::output::escapes::Escapes;
+use crate::supervisor::output::json;
 use crate::supervisor::output::lines::Piece;
 use crate::supervisor::output::moment::Moment;
+use crate::supervisor::output::pretty;
 use crate::supervisor::output::store::LogLine;
+use crate::supervisor::output::store::Origin;
 use crate::supervisor::output::store::Stream;
 
 /// The name under which we speak ourselves.
@@ -52,18 +56,41 @@ pub enum Stamp {
 }
 
 /// How lines are painted.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Style {
     pub manner: Manner,
     pub colour: bool,
     pub stamp: Stamp,
     /// What becomes of children's own colours.
     pub escapes: Escapes,
+    /// Log lines in JSON become readable.
+    pub pretty: bool,
+    /// Lines become JSON.
+    pub json: bool,
+    /// What matches stands out.
+    pub highlight: Option<Regex>,
+    /// Of processes, only what matches this is shown,
+    pub grep: Option<Regex>,
+    /// and nothing that matches this.
+    pub hide: Option<Regex>,
+}
+
+impl Style {
+    pub fn new(manner: Manner, colour: bool, stamp: Stamp) -> Style {
+        let escapes = match (manner, colour) {
+            (Manner::Original, _) => Escapes::Keep,
+            (Manner::Native, true) => Escapes::Colours,
+            (Manner::Native, false) => Escapes::Strip,
+        };
+        let (pretty, json, highlight, grep, hide) = (false, false, None, None, None);
+        Style { manner, colour, stamp, escapes, pretty, json, highlight, grep, hide }
+    }
 }
 
 /// The looks of one process's lines.
 #[derive(Clone, Debug)]
 pub struct Face {
+    name: String,
     padded: String,
     colour: u8,
 }
@@ -83,13 +110,25 @@ impl Painter {
         let own = (style.manner == Manner::Native).then_some(SYSTEM);
         let widths = names.into_iter().chain(own).map(|name| name_width(style.manner, name));
         let width = widths.max().unwrap_or_default();
-        let system = Face { padded: padded(style.manner, SYSTEM, width), colour: SYSTEM_COLOUR };
+        let system =
+            Face { name: SYSTEM.to_owned(), padded: padded(style.manner, SYSTEM, width), colour: SYSTEM_COLOUR };
         Painter { style, width, system, last_ns: AtomicU64::new(0) }
     }
 
     /// Of the process at this place of the Procfile.
     pub fn face(&self, place: usize, name: &str) -> Face {
-        Face { padded: padded(self.style.manner, name, self.width), colour: COLOURS[place % COLOURS.len()] }
+        let padded = padded(self.style.manner, name, self.width);
+        Face { name: name.to_owned(), padded, colour: COLOURS[place % COLOURS.len()] }
+    }
+
+    /// Columns in front of a line's text, without its time.
+    pub fn prefix_width(&self) -> usize {
+        self.width + " | ".len()
+    }
+
+    /// Our own.
+    pub fn system(&self) -> &Face {
+        &self.system
     }
 
     /// The time in front of lines of this moment. The same for all of them, so it is made once.
@@ -107,34 +146,34 @@ impl Painter {
 
     /// goreman's line; `line` has its line feed.
     pub fn original(&self, into: &mut Vec<u8>, face: &Face, clock: &str, line: &[u8]) {
-        self.head(into, face, clock, '|', "\x1b[m");
+        self.head(into, face, clock, " | ", "\x1b[m");
         into.extend_from_slice(line);
     }
 
-    /// Our line.
-    pub fn line(&self, into: &mut Vec<u8>, face: &Face, stream: Stream, clock: &str, at: Moment, piece: Piece<'_>) {
-        if piece.text.is_empty() && !piece.begins {
-            // The end of a line that was shown already.
-            return;
+    /// Our line, if it is to be shown.
+    pub fn line(&self, into: &mut Vec<u8>, face: &Face, origin: Origin, clock: &str, piece: Piece<'_>) -> bool {
+        // The end of a line that was shown already is no line.
+        let is_end = piece.text.is_empty() && !piece.begins;
+        if is_end || (origin.stream != Stream::Own && self.is_hidden(piece.text)) {
+            return false;
         }
-        let delta;
-        let clock = match self.style.stamp {
-            Stamp::Delta => {
-                let last = self.last_ns.swap(at.mono_ns, Ordering::Relaxed);
-                let span = if last == 0 { 0 } else { at.mono_ns.saturating_sub(last) };
-                delta = format!("{:>+9.3} ", span as f64 / 1e9);
-                &delta
-            }
-            _ => clock,
+        if self.style.json {
+            json::line(into, &face.name, origin, piece.text, !piece.ends);
+            return true;
+        }
+        let (face, bar) = match origin.stream {
+            Stream::Out => (face, " | "),
+            Stream::Err => (face, " ! "),
+            Stream::Own => (&self.system, " | "),
         };
-        let bar = if stream == Stream::Err { '!' } else { '|' };
-        let face = if stream == Stream::Own { &self.system } else { face };
-        self.head(into, face, clock, bar, "\x1b[0m");
+        match self.style.stamp {
+            Stamp::Delta => self.head(into, face, &self.delta(origin.at), bar, "\x1b[0m"),
+            _ => self.head(into, face, clock, bar, "\x1b[0m"),
+        }
         if !piece.begins {
             into.extend_from_slice(MORE.as_bytes());
         }
-        let coloured = self.style.escapes.copy(piece.text, into);
-        if coloured {
+        if self.text(into, piece) {
             // A colour that a child left on ends with its line.
             into.extend_from_slice(b"\x1b[0m");
         }
@@ -142,31 +181,66 @@ impl Painter {
             into.extend_from_slice(MORE.as_bytes());
         }
         into.push(b'\n');
+        true
+    }
+
+    fn is_hidden(&self, text: &[u8]) -> bool {
+        let Style { grep, hide, .. } = &self.style;
+        grep.as_ref().is_some_and(|grep| !grep.is_match(text)) || hide.as_ref().is_some_and(|hide| hide.is_match(text))
+    }
+
+    /// Since the line before.
+    fn delta(&self, at: Moment) -> String {
+        let last = self.last_ns.swap(at.mono_ns, Ordering::Relaxed);
+        let span = if last == 0 { 0 } else { at.mono_ns.saturating_sub(last) };
+        format!("{:>+9.3} ", span as f64 / 1e9)
+    }
+
+    /// The text itself. Whether there are colours in it.
+    fn text(&self, into: &mut Vec<u8>, piece: Piece<'_>) -> bool {
+        let style = &self.style;
+        let whole = piece.begins && piece.ends;
+        let pretty = (style.pretty && whole).then(|| pretty::render(piece.text, style.colour)).flatten();
+        let text = pretty.as_ref().map_or(piece.text, |text| text.as_bytes());
+        match &style.highlight {
+            Some(highlight) if style.colour && highlight.is_match(text) => {
+                let inverse = |found: &regex::bytes::Captures<'_>| [&b"\x1b[7m"[..], &found[0], b"\x1b[27m"].concat();
+                style.escapes.copy(&highlight.replace_all(text, inverse), into)
+            }
+            _ => style.escapes.copy(text, into),
+        }
     }
 
     /// A line of our own.
     pub fn own(&self, text: &str) -> Vec<u8> {
-        let at = Moment::now();
+        let origin = Origin { stream: Stream::Own, pid: None, at: Moment::now() };
+        self.own_of(&self.system, origin, text)
+    }
+
+    /// A line of our own about a process.
+    pub fn own_of(&self, face: &Face, origin: Origin, text: &str) -> Vec<u8> {
+        let clock = self.clock(origin.at);
         let mut bytes = Vec::new();
         for line in text.lines() {
-            self.line(&mut bytes, &self.system, Stream::Own, &self.clock(at), at, Piece::whole(line.as_bytes()));
+            self.line(&mut bytes, face, origin, &clock, Piece::whole(line.as_bytes()));
         }
         bytes
     }
 
     /// A line that was remembered.
     pub fn remembered(&self, into: &mut Vec<u8>, face: &Face, line: &LogLine) {
+        let origin = Origin { stream: line.stream, pid: line.pid, at: line.moment() };
         let piece = Piece { text: line.text.as_bytes(), begins: true, ends: !line.partial };
-        self.line(into, face, line.stream, &self.clock(line.moment()), line.moment(), piece);
+        self.line(into, face, origin, &self.clock(origin.at), piece);
     }
 
-    fn head(&self, into: &mut Vec<u8>, face: &Face, clock: &str, bar: char, reset: &str) {
+    fn head(&self, into: &mut Vec<u8>, face: &Face, clock: &str, bar: &str, reset: &str) {
         if self.style.colour {
             into.extend_from_slice(format!("\x1b[{}m", face.colour).as_bytes());
         }
         into.extend_from_slice(clock.as_bytes());
         into.extend_from_slice(face.padded.as_bytes());
-        into.extend_from_slice(if bar == '!' { b" ! " } else { b" | " });
+        into.extend_from_slice(bar.as_bytes());
         if self.style.colour {
             into.extend_from_slice(reset.as_bytes());
         }
@@ -196,8 +270,7 @@ mod tests {
     const AT: Moment = Moment { wall_ns: 1_000_000_000, mono_ns: 12_345_678_901 };
 
     fn native(colour: bool, stamp: Stamp) -> Style {
-        let escapes = if colour { Escapes::Colours } else { Escapes::Strip };
-        Style { manner: Manner::Native, colour, stamp, escapes }
+        Style::new(Manner::Native, colour, stamp)
     }
 
     #[test]
@@ -219,7 +292,7 @@ mod tests {
     fn painted(style: Style, name: &str, stream: Stream, piece: Piece<'_>) -> String {
         let painter = Painter::new(style, [name]);
         let mut bytes = Vec::new();
-        painter.line(&mut bytes, &painter.face(0, name), stream, "", AT, piece);
+        painter.line(&mut bytes, &painter.face(0, name), Origin { stream, pid: None, at: AT }, "", piece);
         String::from_utf8(bytes).unwrap()
     }
 
@@ -247,6 +320,26 @@ mod tests {
     }
 
     #[test]
+    fn lines_are_chosen_made_readable_and_marked() {
+        let regex = |text: &str| Some(Regex::new(text).unwrap());
+        let check = |style: Style, text: &str, expected: &str| {
+            assert_eq!(painted(style, "web", Stream::Out, Piece::whole(text.as_bytes())), expected);
+        };
+        let plain = native(false, Stamp::Off);
+        check(Style { grep: regex("up"), ..plain.clone() }, "it is up", "web    | it is up\n");
+        check(Style { grep: regex("up"), ..plain.clone() }, "it is down", "");
+        check(Style { hide: regex("^it"), ..plain.clone() }, "it is up", "");
+        check(Style { pretty: true, ..plain.clone() }, r#"{"level":"info","msg":"up"}"#, "web    | INFO  up\n");
+        let bright = Style { highlight: regex("u+p"), ..native(true, Stamp::Off) };
+        check(bright, "it is uup", "\x1b[32mweb    | \x1b[0mit is \x1b[7muup\x1b[27m\x1b[0m\n");
+        // Ours are never hidden.
+        let text = painted(Style { grep: regex("up"), ..plain.clone() }, "web", Stream::Own, Piece::whole(b"ended"));
+        assert_eq!(text, "system | ended\n");
+        let text = painted(Style { json: true, ..plain }, "web", Stream::Own, Piece::whole(b"ended"));
+        assert!(text.contains(r#""name":"web","stream":"own","pid":null,"text":"ended""#), "{text}");
+    }
+
+    #[test]
     fn times_are_shown_as_asked() {
         let clock = |stamp: Stamp| Painter::new(native(false, stamp), []).clock(AT);
         assert_eq!(clock(Stamp::Off), "");
@@ -260,7 +353,8 @@ mod tests {
         let mut bytes = Vec::new();
         let later = Moment { mono_ns: AT.mono_ns + 1_250_000_000, ..AT };
         for at in [AT, later, later] {
-            painter.line(&mut bytes, &painter.face(0, ""), Stream::Own, "", at, Piece::whole(b"x"));
+            let origin = Origin { stream: Stream::Own, pid: None, at };
+            painter.line(&mut bytes, &painter.face(0, ""), origin, "", Piece::whole(b"x"));
         }
         let text = String::from_utf8(bytes).unwrap();
         assert_eq!(text, "   +0.000 system | x\n   +1.250 system | x\n   +0.000 system | x\n");

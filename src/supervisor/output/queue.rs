@@ -8,6 +8,7 @@ use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -99,14 +100,14 @@ impl Queue {
     }
 
     /// Never waits, and is not dropped for a child's lines.
-    pub fn push_own(&self, bytes: Vec<u8>) {
+    pub fn push_own(&self, bytes: Vec<u8>, target: usize) {
         let mut state = self.lock();
         if state.own_bytes + bytes.len() > OWN_BYTES_MAX {
             state.dropped += 1;
             return;
         }
         state.own_bytes += bytes.len();
-        self.put(&mut state, Batch { own: true, ..Batch::new(bytes, 1, 0) });
+        self.put(&mut state, Batch { own: true, ..Batch::new(bytes, 1, target) });
     }
 
     fn put(&self, state: &mut State, batch: Batch) {
@@ -117,8 +118,8 @@ impl Queue {
         }
     }
 
-    /// Blocks until there is something to write; `None` when nothing more comes.
-    pub fn take(&self) -> Option<Taken> {
+    /// Blocks until there is something to write, or `patience` is over; `None` when nothing more comes.
+    pub fn take(&self, patience: Option<Duration>) -> Option<Taken> {
         let mut state = self.lock();
         loop {
             if !state.batches.is_empty() || state.dropped > 0 {
@@ -127,7 +128,15 @@ impl Queue {
             if state.closed {
                 return None;
             }
-            state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let Some(patience) = patience else {
+                state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let (woken, timeout) = self.filled.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            if timeout.timed_out() {
+                break;
+            }
         }
         let mut taken = Taken { dropped: std::mem::take(&mut state.dropped), ..Taken::default() };
         while let Some(next) = state.batches.front() {
@@ -183,14 +192,14 @@ mod tests {
     fn the_oldest_lines_go_and_are_counted_but_never_our_own() {
         let queue = Queue::new(10);
         queue.push_dropping(batch("aaaa"));
-        queue.push_own(b"own".to_vec());
+        queue.push_own(b"own".to_vec(), 0);
         queue.push_dropping(batch("bbbb"));
         queue.push_dropping(batch("cccc"));
-        let taken = queue.take().unwrap();
+        let taken = queue.take(None).unwrap();
         assert_eq!((texts(&taken), taken.dropped), (vec!["own".to_owned(), "cccc".to_owned()], 2));
         queue.written(taken.bytes);
         queue.close();
-        assert!(queue.take().is_none());
+        assert!(queue.take(None).is_none());
     }
 
     #[tokio::test]
@@ -200,7 +209,7 @@ mod tests {
             let queue = std::sync::Arc::clone(&queue);
             std::thread::spawn(move || {
                 let mut found = Vec::new();
-                while let Some(taken) = queue.take() {
+                while let Some(taken) = queue.take(None) {
                     assert_eq!(taken.dropped, 0);
                     found.extend(texts(&taken));
                     queue.written(taken.bytes);

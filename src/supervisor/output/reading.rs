@@ -4,13 +4,19 @@
 //! pipe for hours. So the reader learns when the group is gone, and then reads only what is still in the pipe.
 
 use std::future::Future;
+use std::io;
+use std::io::PipeReader;
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncRead;
 use tokio::io::AsyncReadExt;
-use tokio::sync::Notify;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::program::Manner;
@@ -18,6 +24,10 @@ use crate::supervisor::output::Feed;
 use crate::supervisor::output::lines::Cutter;
 use crate::supervisor::output::lines::Lines;
 use crate::supervisor::output::store::Stream;
+use crate::supervisor::output::summary::History;
+use crate::supervisor::output::terminal;
+use crate::supervisor::output::terminal::Terminal;
+use crate::supervisor::output::terminal::TerminalReader;
 
 /// How long a line without its end is held back for the rest.
 const PARTIAL_HOLD_ORIGINAL: Duration = Duration::from_millis(2);
@@ -26,32 +36,125 @@ const PARTIAL_HOLD_NATIVE: Duration = Duration::from_millis(100);
 const DRAIN_MAX: Duration = Duration::from_millis(300);
 /// What can be in a pipe when the group is gone. Anything beyond comes from outside the group.
 const LEFT_BYTES_MAX: usize = 1 << 20;
+/// Between looks at the memory of a process: at first, and later.
+const LOOK_FIRST: Duration = Duration::from_millis(100);
+const LOOK_MAX: Duration = Duration::from_secs(5);
 /// As much as a pipe holds.
 const READ_BYTES: usize = 64 << 10;
 
-/// A reader at work.
+/// What a child writes to.
+#[derive(Debug)]
+pub struct Ends {
+    pub stdin: Stdio,
+    pub stdout: Stdio,
+    pub stderr: Stdio,
+}
+
+/// Our side of it, before there is a child.
+#[derive(Debug)]
+pub struct Unread {
+    feed: Feed,
+    sources: Vec<(Stream, Source)>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Pipe(PipeReader),
+    Terminal(OwnedFd),
+}
+
+impl Feed {
+    /// The ends for one start of the process. Both streams share a pipe, which keeps their order, unless they are split.
+    pub fn connect(&self) -> io::Result<(Ends, Unread)> {
+        if self.has_terminal {
+            let (ours, theirs) = terminal::open(self.shared.window())?;
+            let (stdin, stdout) = (theirs.try_clone()?.into(), theirs.try_clone()?.into());
+            let sources = vec![(Stream::Out, Source::Terminal(ours))];
+            return Ok((Ends { stdin, stdout, stderr: theirs.into() }, Unread { feed: self.clone(), sources }));
+        }
+        let (reader, writer) = io::pipe()?;
+        let mut sources = vec![(Stream::Out, Source::Pipe(reader))];
+        let stderr = match self.shared.settings.split {
+            true => {
+                let (reader, writer) = io::pipe()?;
+                sources.push((Stream::Err, Source::Pipe(reader)));
+                writer
+            }
+            false => writer.try_clone()?,
+        };
+        let ends = Ends { stdin: Stdio::null(), stdout: writer.into(), stderr: stderr.into() };
+        Ok((ends, Unread { feed: self.clone(), sources }))
+    }
+}
+
+impl Unread {
+    /// Starts to read. `pid` is the child that was started.
+    pub fn read(self, pid: i32) -> io::Result<Reading> {
+        let Unread { feed, sources } = self;
+        feed.history.started();
+        let outlived = watch::Sender::new(false);
+        let mut tasks = JoinSet::new();
+        for (stream, reader) in sources {
+            let work = Reader { feed: feed.clone(), stream, pid, outlived: outlived.subscribe() };
+            match reader {
+                Source::Pipe(reader) => {
+                    let reader = pipe::Receiver::from_owned_fd(OwnedFd::from(reader))?;
+                    tasks.spawn(work.run(reader));
+                }
+                Source::Terminal(ours) => {
+                    let terminal = Terminal::new(ours, pid)?;
+                    feed.terminal.put(terminal.clone());
+                    let place = feed.terminal.clone();
+                    tasks.spawn(async move {
+                        work.run(TerminalReader(terminal)).await;
+                        place.leave(pid);
+                    });
+                }
+            }
+        }
+        let looks = tokio::spawn(look_at_memory(Arc::clone(&feed.history), pid));
+        Ok(Reading { tasks, outlived, looks })
+    }
+}
+
+/// Readers at work.
 #[derive(Debug)]
 pub struct Reading {
-    task: JoinHandle<()>,
-    outlived: Arc<Notify>,
+    tasks: JoinSet<()>,
+    outlived: watch::Sender<bool>,
+    looks: JoinHandle<()>,
 }
 
 impl Reading {
-    /// Starts to read. `pid` is the child that was started.
-    pub fn start(feed: Feed, reader: impl AsyncRead + Unpin + Send + 'static, stream: Stream, pid: i32) -> Reading {
-        let outlived = Arc::<Notify>::default();
-        let reads = Reader { feed, stream, pid, outlived: Arc::clone(&outlived) };
-        Reading { task: tokio::spawn(reads.run(reader)), outlived }
-    }
-
     /// Resolves when the output has ended, or when the group is gone and the output has had time to drain. Lines that
     /// wait for a slow terminal then are still shown; nobody waits for them here.
     pub async fn ended(mut self, group_gone: impl Future<Output = ()>) {
-        tokio::select! {
-            _ = &mut self.task => return,
-            () = group_gone => self.outlived.notify_one(),
+        let mut group_gone = std::pin::pin!(group_gone);
+        let outlived = tokio::select! {
+            () = all(&mut self.tasks) => false,
+            () = &mut group_gone => true,
+        };
+        if outlived {
+            self.outlived.send_replace(true);
+            let _ = tokio::time::timeout(DRAIN_MAX, all(&mut self.tasks)).await;
         }
-        let _ = tokio::time::timeout(DRAIN_MAX, &mut self.task).await;
+        self.looks.abort();
+        // The rest of them ends by itself.
+        self.tasks.detach_all();
+    }
+}
+
+async fn all(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
+}
+
+/// How much memory the process takes, seldom: the kernel keeps the peak of each, so only the last moment can be missed.
+async fn look_at_memory(history: Arc<History>, leader: i32) {
+    let mut pause = LOOK_FIRST;
+    loop {
+        tokio::time::sleep(pause).await;
+        history.look(leader);
+        pause = (pause * 2).min(LOOK_MAX);
     }
 }
 
@@ -66,11 +169,11 @@ struct Reader {
     feed: Feed,
     stream: Stream,
     pid: i32,
-    outlived: Arc<Notify>,
+    outlived: watch::Receiver<bool>,
 }
 
 impl Reader {
-    async fn run(self, mut reader: impl AsyncRead + Unpin) {
+    async fn run(mut self, mut reader: impl AsyncRead + Unpin) {
         let _counted = self.feed.count_reader();
         let mut cut = match self.feed.manner() {
             Manner::Original => Cut::Original(Lines::default()),
@@ -104,7 +207,7 @@ impl Reader {
 
     /// `left` counts the bytes that are still taken once the group is gone.
     async fn read(
-        &self,
+        &mut self,
         reader: &mut (impl AsyncRead + Unpin),
         buffer: &mut [u8],
         deadline: Option<Instant>,
@@ -117,7 +220,7 @@ impl Reader {
                 biased;
                 read = reader.read(buffer) => break read,
                 () = tokio::time::sleep_until(deadline.unwrap_or(far)), if deadline.is_some() => return Read::HoldOver,
-                () = self.outlived.notified(), if !outlived => *left = Some(LEFT_BYTES_MAX),
+                _ = self.outlived.wait_for(|gone| *gone), if !outlived => *left = Some(LEFT_BYTES_MAX),
                 () = tokio::time::sleep(DRAIN_MAX), if outlived => return Read::End,
             }
         };

@@ -71,7 +71,7 @@ impl Screen {
 
     /// Lines of our own: never wait.
     pub fn own(&self, bytes: Vec<u8>) {
-        self.queue.push_own(bytes);
+        self.queue.push_own(bytes, 0);
     }
 
     /// Waits until everything is written, as long as there is progress.
@@ -86,7 +86,7 @@ impl Screen {
 }
 
 fn write_all(mut sink: impl Write, queue: &Queue, progress: &Notify, mark: &Mark) -> std::io::Result<()> {
-    while let Some(Taken { dropped, mut batches, bytes }) = queue.take() {
+    while let Some(Taken { dropped, mut batches, bytes }) = queue.take(None) {
         if dropped > 0 {
             write(&mut sink, &mark(dropped))?;
         }

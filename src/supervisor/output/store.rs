@@ -80,8 +80,7 @@ pub struct LogId(usize);
 
 /// What is common to the lines of one read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Source {
-    pub id: LogId,
+pub struct Origin {
     pub stream: Stream,
     pub pid: Option<i32>,
     pub at: Moment,
@@ -148,13 +147,13 @@ impl LogStore {
     }
 
     /// Takes lines as `add` gives them: text and whether it goes on.
-    pub fn append(&self, source: Source, fill: impl FnOnce(&mut dyn FnMut(&[u8], bool))) {
+    pub fn append(&self, id: LogId, origin: Origin, fill: impl FnOnce(&mut dyn FnMut(&[u8], bool))) {
         let mut rings = self.lock();
         let Rings { next_seq, rings: all } = &mut *rings;
-        let ring = &mut all[source.id.0];
+        let ring = &mut all[id.0];
         let before = *next_seq;
         fill(&mut |text: &[u8], partial: bool| {
-            ring.push(source, *next_seq, text, partial);
+            ring.push(origin, *next_seq, text, partial);
             *next_seq += 1;
         });
         if *next_seq > before {
@@ -234,7 +233,7 @@ impl Rings {
 }
 
 impl Ring {
-    fn push(&mut self, source: Source, seq: u64, text: &[u8], partial: bool) {
+    fn push(&mut self, origin: Origin, seq: u64, text: &[u8], partial: bool) {
         let text = &text[..text.len().min(LINE_BYTES_MAX)];
         while self.lines.len() >= LINES_MAX || self.bytes.len() + text.len() > BYTES_MAX {
             let Some(line) = self.lines.pop_front() else { break };
@@ -248,7 +247,7 @@ impl Ring {
             self.bytes.reserve_exact(capacity - self.bytes.len());
         }
         self.bytes.extend(text);
-        let Source { stream, pid, at, .. } = source;
+        let Origin { stream, pid, at } = origin;
         self.lines.push_back(Line { seq, at, len: text.len(), pid, stream, partial });
     }
 
@@ -342,8 +341,8 @@ mod tests {
     use super::*;
 
     fn say(store: &LogStore, name: &str, text: &str) {
-        let source = Source { id: store.register(name), stream: Stream::Out, pid: Some(7), at: Moment::now() };
-        store.append(source, |add| add(text.as_bytes(), false));
+        let origin = Origin { stream: Stream::Out, pid: Some(7), at: Moment::now() };
+        store.append(store.register(name), origin, |add| add(text.as_bytes(), false));
     }
 
     fn texts(lines: &[LogLine]) -> Vec<String> {
@@ -390,8 +389,8 @@ mod tests {
     #[test]
     fn bytes_that_are_no_text_are_replaced() {
         let store = LogStore::new();
-        let source = Source { id: store.register("a"), stream: Stream::Err, pid: None, at: Moment::default() };
-        store.append(source, |add| add(b"a\xffb", true));
+        let origin = Origin { stream: Stream::Err, pid: None, at: Moment::default() };
+        store.append(store.register("a"), origin, |add| add(b"a\xffb", true));
         let line = &store.tail(&[], None, None)[0];
         assert_eq!((line.text.as_str(), line.partial, line.stream), ("a\u{fffd}b", true, Stream::Err));
         let json = serde_json::to_string(line).unwrap();
