@@ -93,7 +93,7 @@ pub fn main(words: Vec<OsString>) -> ExitCode {
         return ExitCode::FAILURE;
     }
     match options.run {
-        true => supervisor::main(vec!["-f".into(), options.file.into(), "start".into()], Manner::Native),
+        true => supervisor::main(vec!["up".into(), "-f".into(), options.file.into()], Manner::Native),
         false => ExitCode::SUCCESS,
     }
 }
@@ -128,7 +128,7 @@ fn generate(options: &Options) -> Result<(), String> {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     if !options.run {
         let file = files::quoted(&options.file.to_string_lossy());
-        eprintln!("wrote {file}; quorate supervisor start -f {file} starts it");
+        eprintln!("wrote {file}; quorate supervisor up -d --wait -f {file} starts it");
     }
     Ok(())
 }
