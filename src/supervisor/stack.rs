@@ -80,7 +80,7 @@ pub struct Planned {
 pub struct Stack {
     pub processes: Vec<Planned>,
     /// Every entry of the files, also those that are not to run: settings may name them.
-    pub entries: Vec<String>,
+    pub entries: Vec<(String, Line)>,
     /// Settings, by the names of entries, in the order of the files.
     pub pragmas: Vec<Pragma>,
     /// Sentences with file and line.
@@ -130,7 +130,7 @@ impl StackArgs {
         let chosen = choose(processes, &self.only, &self.ignore)?;
         let mut stack = Stack {
             processes: chosen,
-            entries: file.entries.iter().map(|(entry, _)| entry.name.clone()).collect(),
+            entries: file.entries.iter().map(|(entry, at)| (entry.name.clone(), at.clone())).collect(),
             pragmas: file.pragmas.clone(),
             warnings: file.warnings.iter().map(Warning::to_string).collect(),
         };

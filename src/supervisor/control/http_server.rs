@@ -70,10 +70,12 @@ use crate::supervisor::project::Holder;
 use crate::supervisor::rolling::RollingRequest;
 use crate::supervisor::targets;
 use crate::supervisor::targets::Candidate;
+use crate::supervisor::targets::Role;
 use crate::supervisor::targets::TargetError;
 
 /// Open connections. More are accepted and closed: followers of logs are few, and each costs memory.
 const CONNECTIONS_MAX: usize = 64;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// Longest request: a few names.
 const BODY_BYTES_MAX: usize = 1 << 20;
 /// How long a caller may take to say what he wants.
@@ -149,8 +151,10 @@ impl Control {
                     Ok((stream, _)) if connections.len() < CONNECTIONS_MAX => {
                         connections.spawn(Arc::clone(&self).serve_connection(stream));
                     }
-                    // Too many, or out of descriptors: whoever asks next may have more luck.
-                    _ => tokio::task::yield_now().await,
+                    // Too many: whoever asks next may have more luck.
+                    Ok(_) => {}
+                    // Out of descriptors, most likely: some may be free a little later.
+                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
                 },
                 Some(_) = connections.join_next() => {}
             }
@@ -311,7 +315,7 @@ impl Control {
             let status = match member.status(READ_BUDGET).await {
                 Err(error) => Err(error),
                 Ok(status) if status.leader_id == 0 => Err("it knows no leader".to_owned()),
-                Ok(status) if status.role == targets::Role::Learner => Ok("it is a learner and knows its leader"),
+                Ok(status) if status.role == Role::Learner => Ok("it is a learner and knows its leader"),
                 Ok(_) => member.linearizable_read(READ_BUDGET).await.map(|()| "a linearizable read has passed"),
             };
             let (ok, text) = match status {
@@ -412,8 +416,13 @@ impl Control {
             if !targets::need_roles(words, &known) {
                 return Ok(targets::resolve(words, &known, &mut dice));
             }
-            for (candidate, asked) in known.iter_mut().zip(self.ask_members(&views).await) {
-                candidate.role = asked.and_then(Result::ok).map(|status| status.role);
+            let statuses: Vec<Option<MemberStatus>> =
+                self.ask_members(&views).await.into_iter().map(|asked| asked.and_then(Result::ok)).collect();
+            let last_term = statuses.iter().flatten().map(|status| status.term).max().unwrap_or_default();
+            for (candidate, status) in known.iter_mut().zip(statuses) {
+                // One that was cut off may still think that it leads.
+                let is_former = |status: &MemberStatus| status.role == Role::Leader && status.term < last_term;
+                candidate.role = status.map(|status| if is_former(&status) { Role::Candidate } else { status.role });
             }
             let found = targets::resolve(words, &known, &mut dice);
             let members = known.iter().any(|candidate| candidate.is_member);

@@ -180,9 +180,11 @@ fn settings_of(stack: &Stack) -> Result<BTreeMap<String, Settings>, Failure> {
             .filter(|pragma| pragma.at.file == file)
             .map(|pragma| (pragma.at.number, pragma.text.clone()))
             .collect();
-        let ours = stack.processes.iter().filter(|process| process.at.file == file).map(|process| &process.name);
         // Entries that are not to run may be spoken of, too.
-        let names: Vec<String> = ours.chain(&stack.entries).cloned().collect();
+        let entries = stack.entries.iter().filter(|(_, at)| at.file == file).map(|(name, _)| name);
+        let ours = stack.processes.iter().filter(|process| process.at.file == file).map(|process| &process.name);
+        let mut names: Vec<String> = entries.cloned().collect();
+        names.extend(ours.filter(|name| !stack.entries.iter().any(|(entry, _)| entry == *name)).cloned());
         let settings = settings::collect(file, &lines, &names).map_err(|error| Failure::new(error.to_string()))?;
         for (name, settings) in settings {
             let is_here = |process: &Planned| process.name == name && process.at.file == file;
