@@ -41,6 +41,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::common::version::QUORATE_VERSION;
+use crate::supervisor::control::campaigns::Campaigns;
+use crate::supervisor::control::campaigns::Scene;
 use crate::supervisor::control::messages::ActionAnswer;
 use crate::supervisor::control::messages::ActionRequest;
 use crate::supervisor::control::messages::EndRequest;
@@ -70,6 +72,7 @@ use crate::supervisor::procinfo::GroupInfo;
 use crate::supervisor::procinfo::Listeners;
 use crate::supervisor::procinfo::Table;
 use crate::supervisor::project::Holder;
+use crate::supervisor::rolling::RollingRequest;
 use crate::supervisor::targets;
 use crate::supervisor::targets::Candidate;
 use crate::supervisor::targets::Role;
@@ -122,6 +125,7 @@ pub struct Control {
     sources: Sources,
     started: Instant,
     stop: watch::Receiver<bool>,
+    campaigns: Campaigns,
     /// The last look at /proc, for CPU use.
     sample: Mutex<Option<(Instant, Arc<Table>)>>,
 }
@@ -138,7 +142,7 @@ impl From<Ending> for Refused {
 impl Control {
     /// One that serves until `stop` says so.
     pub fn new(sources: Sources, stop: watch::Receiver<bool>) -> Control {
-        Control { sources, started: Instant::now(), stop, sample: Mutex::new(None) }
+        Control { sources, started: Instant::now(), stop, campaigns: Campaigns::default(), sample: Mutex::new(None) }
     }
 
     /// Serves until the stop, and then until the answers that are owed have left.
@@ -195,6 +199,14 @@ impl Control {
             (&Method::GET, "/v1/reads") => self.reads().await.and_then(|done| json(&done)),
             (&Method::POST, "/v1/links") => match read(body).await {
                 Ok(request) => self.change_links(request, by).await.and_then(|done| json(&done)),
+                Err(refused) => Err(refused),
+            },
+            (&Method::POST, "/v1/chaos") => match read(body).await {
+                Ok(request) => self.campaign(self.campaigns.chaos(self.scene(by), request)),
+                Err(refused) => Err(refused),
+            },
+            (&Method::POST, "/v1/rolling-restart") => match read(body).await {
+                Ok(request) => self.rolling(request, by).await,
                 Err(refused) => Err(refused),
             },
             (&Method::GET, "/v1/processes") => self.status(query.is_set("quick")).await.and_then(|found| json(&found)),
@@ -352,6 +364,29 @@ impl Control {
         };
         let results = join_all(views.iter().map(one)).await.into_iter().flatten().collect();
         Ok(ActionAnswer { results, timed_out: false })
+    }
+
+    fn scene(&self, by: Requester) -> Scene {
+        Scene {
+            handle: self.sources.handle.clone(),
+            members: self.sources.entries.iter().filter_map(|entry| entry.member.clone()).collect(),
+            links: self.sources.links.clone(),
+            journal: self.sources.journal.clone(),
+            by,
+            stop: self.stop.clone(),
+        }
+    }
+
+    async fn rolling(&self, mut request: RollingRequest, by: Requester) -> Result<Response<Body>, Refused> {
+        if !request.names.is_empty() {
+            request.names = self.names(&request.names).await?;
+        }
+        self.campaign(self.campaigns.rolling(self.scene(by), request))
+    }
+
+    fn campaign(&self, begun: Option<Body>) -> Result<Response<Body>, Refused> {
+        let busy = || Refused(StatusCode::CONFLICT, "chaos or a rolling restart is under way".to_owned());
+        lines(begun.ok_or_else(busy)?)
     }
 
     /// Links are faults: they are in the journal with who asked for them.
