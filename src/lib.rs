@@ -20,7 +20,7 @@
 //!   `apply` carries out, `mvcc` remembers, `watch` tells, `checkpoint` and `snapshot` are its files; `duties` is what it does unasked.
 //! * [`client`] and [`ctl`]: what speaks to a member, and the command line on top.
 //! * [`utl`]: what is done to files while no server runs: snapshots looked into and restored, the way back to etcd.
-//! * [`supervisor`]: Procfile stacks. [`bench`]: load on any etcd, and two programs compared.
+//! * [`supervisor`]: Procfile stacks; [`cluster`] writes some. [`bench`]: load on any etcd, and two programs compared.
 //! * [`torture`]: real clusters under [`faults`] that a seed chooses, and the judge of their history. [`sim`]: whole
 //!   clusters on one thread, with the same judge.
 //! * [`disk`]: durable files, real and simulated. [`common`]: ids, revisions, errors, versions. [`proto`]: messages.
@@ -33,6 +33,7 @@
 
 pub mod bench;
 pub mod client;
+pub mod cluster;
 pub mod common;
 pub mod ctl;
 pub mod disk;

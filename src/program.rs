@@ -18,6 +18,7 @@ Usage:
   quorate ctl [flags] <command>     talk to a cluster (etcdctl's commands; `quorate ctl help`)
   quorate utl <command>             work on files offline: snapshots, hashes, a directory for etcd (`quorate utl help`)
   quorate supervisor <command>      run and control the processes of a Procfile (`quorate supervisor help`)
+  quorate cluster [flags]           write a Procfile for a cluster on this machine, and start it with --run
   quorate bench <workload>          put load on any etcd and measure it; `bench compare` measures two programs
   quorate torture [flags]           run a cluster under faults and judge what its clients saw; any etcd
   quorate version                   print the version
@@ -41,6 +42,7 @@ pub enum Program {
     Ctl(Manner, Vec<OsString>),
     Supervisor(Manner, Vec<OsString>),
     Utl(Manner, Vec<OsString>),
+    Cluster(Vec<OsString>),
     Bench(Vec<OsString>),
     Torture(Vec<OsString>),
     Help,
@@ -67,6 +69,7 @@ impl Program {
             "ctl" => Program::Ctl(Manner::Native, words),
             "utl" => Program::Utl(Manner::Native, words),
             "supervisor" => Program::Supervisor(Manner::Native, words),
+            "cluster" => Program::Cluster(words),
             "bench" => Program::Bench(words),
             "torture" => Program::Torture(words),
             "help" | "-h" | "--help" | "-help" => Program::Help,
@@ -88,6 +91,7 @@ impl Program {
             }
             Program::Utl(manner, words) => crate::utl::main(words, manner),
             Program::Supervisor(manner, words) => crate::supervisor::main(words, manner),
+            Program::Cluster(words) => crate::cluster::main(words),
             Program::Bench(words) => crate::bench::main(words),
             Program::Torture(words) => crate::torture::main(words),
             Program::Help => {
@@ -125,6 +129,7 @@ mod tests {
         check("quorate", "supervisor start", Program::Supervisor(Manner::Native, words("start")));
         check("etcdutl", "hashkv f", Program::Utl(Manner::Original, words("hashkv f")));
         check("quorate", "utl version", Program::Utl(Manner::Native, words("version")));
+        check("quorate", "cluster --size 5", Program::Cluster(words("--size 5")));
         check("quorate", "bench put --total 5", Program::Bench(words("put --total 5")));
         check("quorate", "torture --seed 5", Program::Torture(words("--seed 5")));
         check("quorate", "", Program::Help);

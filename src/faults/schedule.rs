@@ -71,6 +71,19 @@ pub struct Strike {
     pub whom: Whom,
 }
 
+impl fmt::Display for Whom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (who, count) = match self {
+            Whom::Leader { count } => ("the leader".to_owned(), *count),
+            Whom::Member { first, count } => (format!("member {}", first + 1), *count),
+        };
+        match count {
+            1 => f.write_str(&who),
+            count => write!(f, "{who} and {} more", count - 1),
+        }
+    }
+}
+
 impl What {
     pub fn kind(&self) -> Kind {
         match self {
@@ -112,6 +125,18 @@ impl fmt::Display for What {
 
 /// The strikes of a run of `duration` on `members`, in order.
 pub fn plan(seed: u64, kinds: &BTreeSet<Kind>, members: usize, duration: Duration) -> Vec<Strike> {
+    plan_paced(seed, kinds, members, duration, Duration::from_millis(GAP_MILLIS_MAX / 2))
+}
+
+/// The same, with so much calm between strikes on average.
+pub fn plan_paced(
+    seed: u64,
+    kinds: &BTreeSet<Kind>,
+    members: usize,
+    duration: Duration,
+    interval: Duration,
+) -> Vec<Strike> {
+    let gap_max = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX).saturating_mul(2).max(1);
     let mut dice = Dice::new(seed);
     // Compaction is what clients do.
     let kinds: Vec<Kind> = kinds.iter().copied().filter(|kind| *kind != Kind::Compact).collect();
@@ -128,7 +153,7 @@ pub fn plan(seed: u64, kinds: &BTreeSet<Kind>, members: usize, duration: Duratio
         for _ in 0..repeats {
             let what = what(&mut dice, kind);
             strikes.push(Strike { at, length: length(&mut dice), what, whom });
-            at += Duration::from_millis(if repeats > 1 { dice.below(600) } else { dice.below(GAP_MILLIS_MAX) });
+            at += Duration::from_millis(if repeats > 1 { dice.below(600) } else { dice.below(gap_max) });
         }
     }
     strikes.retain(|strike| strike.at < duration);
@@ -208,5 +233,14 @@ mod tests {
         let strikes = plan(3, &BTreeSet::from([Kind::Pause]), 5, Duration::from_secs(60));
         assert!(!strikes.is_empty() && strikes.iter().all(|strike| strike.what == What::Pause));
         assert!(plan(3, &BTreeSet::from([Kind::Compact]), 3, Duration::from_secs(60)).is_empty());
+    }
+
+    #[test]
+    fn an_interval_sets_the_pace() {
+        let plan = |millis| {
+            let kinds = BTreeSet::from([Kind::Pause]);
+            plan_paced(7, &kinds, 3, Duration::from_secs(100), Duration::from_millis(millis)).len()
+        };
+        assert!((80..130).contains(&plan(1000)) && (160..260).contains(&plan(500)), "{} {}", plan(1000), plan(500));
     }
 }

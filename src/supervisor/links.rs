@@ -12,6 +12,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -345,7 +346,25 @@ pub struct Links(Arc<Inner>);
 struct Inner {
     names: Vec<String>,
     network: Network,
-    state: Mutex<Matrix>,
+    state: Mutex<State>,
+}
+
+/// What users have asked for, and what a chaos run lays on top of it.
+struct State {
+    asked: Matrix,
+    chaos: Matrix,
+}
+
+impl State {
+    fn link(&self, from: usize, to: usize) -> Link {
+        let (asked, chaos) = (self.asked.link(from, to), self.chaos.link(from, to));
+        Link {
+            cut: asked.cut || chaos.cut,
+            held: asked.held || chaos.held,
+            delay: asked.delay.max(chaos.delay),
+            ..asked
+        }
+    }
 }
 
 impl Links {
@@ -359,7 +378,8 @@ impl Links {
         let diallers = diallers(names.clone(), handle);
         let network = Network::start_asking(&ports, Some(diallers)).await;
         let network = network.map_err(|error| format!("the relays cannot listen: {}", os_reason(&error)))?;
-        let state = Mutex::new(Matrix::new(names.len()));
+        let nothing = Matrix::new(names.len());
+        let state = Mutex::new(State { asked: nothing.clone(), chaos: nothing });
         Ok(Links(Arc::new(Inner { names, network, state })))
     }
 
@@ -371,16 +391,27 @@ impl Links {
     /// Does what is asked: a sentence on what is so now, or on why nothing was done.
     pub async fn apply(&self, request: LinkRequest) -> Result<String, String> {
         let names = &self.0.names;
-        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = state.change(&request, names)?;
-        if let Some(changed) = changed {
-            *state = changed;
+        let mut state = self.lock();
+        if let Some(changed) = state.asked.change(&request, names)? {
+            state.asked = changed;
             self.0.network.set(|from, to| state.link(from, to));
         }
         Ok(match request {
-            LinkRequest::Show => state.text(names),
+            LinkRequest::Show => state.asked.text(names),
             request => request.to_string(),
         })
+    }
+
+    /// Lays faults over what users have asked for: `of(from, to)`, members by their place in `names`. The next call takes
+    /// the place of this one.
+    pub fn overlay(&self, of: impl Fn(usize, usize) -> Link) {
+        let mut state = self.lock();
+        state.chaos.each(|from, to, link| *link = of(from, to));
+        self.0.network.set(|from, to| state.link(from, to));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

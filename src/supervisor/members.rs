@@ -152,6 +152,16 @@ impl Member {
     }
 }
 
+/// The words of the member that a command runs, its program first; the word `server` is left out.
+pub fn words_of(command: &str, variable: &dyn Fn(&str) -> Option<String>) -> Option<Vec<String>> {
+    let words = shell_words(command, variable);
+    let (_, arguments) = member_arguments(&words)?;
+    let texts = words.iter().filter_map(Word::text);
+    let runs_us = |word: &&str| Path::new(word).file_name().is_some_and(|name| name == "quorate");
+    let program = if texts.clone().any(|word| runs_us(&word)) { "quorate" } else { "etcd" };
+    Some(std::iter::once(program.to_owned()).chain(arguments).collect())
+}
+
 type Assignments = Vec<(String, String)>;
 
 /// The assignments in front of a member's program and the words behind it.
@@ -163,6 +173,13 @@ fn member_arguments(words: &[Word]) -> Option<(Assignments, Vec<String>)> {
         let program = Path::new(texts[at]).file_name()?.to_str()?;
         let behind = &texts[at + 1..];
         let arguments = match program {
+            // What `quorate cluster join` becomes stands behind the dashes.
+            "quorate" if behind.starts_with(&["cluster", "join"]) => {
+                let dashes = behind.iter().position(|word| *word == "--")?;
+                let member: Vec<Word> =
+                    behind[dashes + 1..].iter().map(|word| Word::Text((*word).to_owned())).collect();
+                return member_arguments(&member);
+            }
             // `etcd gateway` and `etcd grpc-proxy` are no members.
             "etcd" if behind.first().is_none_or(|word| word.starts_with('-')) => behind,
             "quorate" if behind.first() == Some(&"server") => &behind[1..],
@@ -322,6 +339,11 @@ mod tests {
             "quorate ctl member add m4 && ETCD_LISTEN_CLIENT_URLS=http://127.0.0.1:9 quorate server",
             &["http://127.0.0.1:9"],
             &["127.0.0.1:9", "127.0.0.1:2380"],
+        );
+        check(
+            "quorate cluster join --endpoints http://127.0.0.1:3 -- quorate server --listen-client-urls http://127.0.0.1:8",
+            &["http://127.0.0.1:8"],
+            &["127.0.0.1:8", "127.0.0.1:2380"],
         );
         check("etcd --listen-client-urls unix:///tmp/s", &["unix:///tmp/s"], &["127.0.0.1:2380"]);
     }

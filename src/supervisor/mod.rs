@@ -11,6 +11,7 @@
 //! Under the name goreman the bytes and exit codes are goreman's; as `quorate supervisor` its defects are mended
 //! (supervisor.md 1.17): colours only on a terminal, failures in the exit code, everything stopped at once.
 
+pub mod chaos;
 pub mod child;
 pub mod control;
 pub mod dependencies;
@@ -34,6 +35,7 @@ pub mod procfile;
 pub mod procinfo;
 pub mod project;
 pub mod restart;
+pub mod rolling;
 pub mod settings;
 pub mod stack;
 pub mod supervise;
@@ -205,6 +207,9 @@ fn run(flags: &Flags, command: &str, names: &[String]) -> Result<ExitCode, Faile
 }
 
 fn export(flags: &Flags, format: &str, location: &str, manner: Manner) -> Result<ExitCode, Failed> {
+    if manner == Manner::Native && format != "upstart" {
+        return native::export(flags, format, location).map_err(|failure| (failure.text, failure.code));
+    }
     let entries = read_procfile(flags)?;
     let jobs = export::Jobs::beside(&flags.procfile, manner == Manner::Original).map_err(|text| (text, 1))?;
     let port = |entry: &Entry| flags.set_ports.then(|| port_of(flags, entry));

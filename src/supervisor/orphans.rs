@@ -14,7 +14,6 @@
 
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
-use std::path::Path;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -269,11 +268,6 @@ pub fn sweep_marked(id: &str) {
         }
         std::thread::sleep(SWEEP_POLL);
     }
-}
-
-/// Whether /proc is what the rest of this file needs.
-pub fn has_proc() -> bool {
-    Path::new("/proc/self/stat").exists()
 }
 
 #[cfg(test)]

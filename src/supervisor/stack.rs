@@ -17,6 +17,7 @@ use crate::supervisor::procfile::Line;
 use crate::supervisor::procfile::Pragma;
 use crate::supervisor::procfile::Procfile;
 use crate::supervisor::procfile::Warning;
+use crate::supervisor::targets::glob;
 
 /// Ports of neighbouring entries differ by this.
 const PORT_STEP: u64 = 100;
@@ -205,21 +206,6 @@ fn choose(processes: Vec<Planned>, only: &[String], ignore: &[String]) -> Result
     };
     let chosen: Vec<Planned> = processes.into_iter().filter(wanted).collect();
     if chosen.is_empty() { Err("nothing is left to run".to_owned()) } else { Ok(chosen) }
-}
-
-/// Whether a name fits a pattern of `*` and `?`.
-fn glob(pattern: &str, name: &str) -> bool {
-    match pattern.chars().next() {
-        None => name.is_empty(),
-        Some('*') => {
-            (0..=name.len()).filter(|at| name.is_char_boundary(*at)).any(|at| glob(&pattern[1..], &name[at..]))
-        }
-        Some(letter) => {
-            let mut rest = name.chars();
-            rest.next().is_some_and(|found| letter == '?' || letter == found)
-                && glob(&pattern[letter.len_utf8()..], rest.as_str())
-        }
-    }
 }
 
 /// `check`, to its end: the processes as a table, warnings on stderr.

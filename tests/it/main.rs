@@ -43,6 +43,7 @@ mod simulator;
 mod snapshot_save;
 mod sockets;
 mod supervisor;
+mod supervisor_cluster;
 mod supervisor_control;
 mod supervisor_engine;
 mod supervisor_output;

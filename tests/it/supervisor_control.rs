@@ -251,7 +251,7 @@ fn logs_and_events_are_told_to_whoever_asks() {
     stack.check("down", 0);
     assert_eq!(following.wait(), Some(0), "a follower ends with what it follows");
     let followed = std::fs::read_to_string(stack.dir.path().join("foreground.log")).expect("its output");
-    assert!(followed.contains("a      | one") && followed.contains("Terminating a"), "{followed}");
+    assert!(followed.contains("a      | one") && followed.contains("a ended"), "{followed}");
 }
 
 /// Acceptance checks 6 and 13 of supervisor.md 4.8.

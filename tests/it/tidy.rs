@@ -21,7 +21,7 @@ const CORE: [&str; 9] = [
     "crate::client",
 ];
 
-const RULES: [Rule; 24] = [
+const RULES: [Rule; 25] = [
     Rule { part: "common", never: &["redb", "raft::", "tokio::spawn", "crate::server", "crate::client", "crate::ctl"] },
     Rule { part: "disk", never: &["crate::server", "crate::proto", "tokio", "crate::client"] },
     Rule { part: "client", never: &["crate::server", "crate::ctl", "crate::supervisor"] },
@@ -60,7 +60,8 @@ const RULES: [Rule; 24] = [
             "HashMap",
         ],
     },
-    Rule { part: "supervisor", never: &["crate::server", "crate::ctl"] },
+    Rule { part: "supervisor", never: &["crate::server", "crate::ctl", "crate::cluster"] },
+    Rule { part: "cluster", never: &["crate::server", "crate::ctl", "crate::torture"] },
     Rule { part: "server", never: &["crate::ctl", "crate::supervisor", "crate::client"] },
     Rule {
         part: "server/checkpoint",

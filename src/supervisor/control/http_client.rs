@@ -130,6 +130,16 @@ impl Caller {
         hyper::upgrade::on(response).await.map_err(|error| ControlError::Broken(error.to_string()))
     }
 
+    /// The same for something that is asked for with a body.
+    pub async fn post_stream<Q: Serialize>(&self, path: &str, request: &Q) -> Result<Lines, ControlError> {
+        let body = serde_json::to_vec(request).map_err(|error| ControlError::Refused(error.to_string()))?;
+        let (response, connection) = self.send(Method::POST, path, body.into()).await?;
+        if response.status() != StatusCode::OK {
+            return Err(refusal(response).await);
+        }
+        Ok(Lines { body: response.into_body(), buffer: Vec::new(), connection })
+    }
+
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, ControlError> {
         let (response, _connection) = self.send(method, path, body).await?;
         if response.status() != StatusCode::OK {

@@ -41,6 +41,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::common::version::QUORATE_VERSION;
+use crate::supervisor::control::campaigns::Campaigns;
+use crate::supervisor::control::campaigns::Scene;
 use crate::supervisor::control::messages::ActionAnswer;
 use crate::supervisor::control::messages::ActionRequest;
 use crate::supervisor::control::messages::EndRequest;
@@ -70,12 +72,15 @@ use crate::supervisor::procinfo::GroupInfo;
 use crate::supervisor::procinfo::Listeners;
 use crate::supervisor::procinfo::Table;
 use crate::supervisor::project::Holder;
+use crate::supervisor::rolling::RollingRequest;
 use crate::supervisor::targets;
 use crate::supervisor::targets::Candidate;
+use crate::supervisor::targets::Role;
 use crate::supervisor::targets::TargetError;
 
 /// Open connections. More are accepted and closed: followers of logs are few, and each costs memory.
 const CONNECTIONS_MAX: usize = 64;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// Longest request: a few names.
 const BODY_BYTES_MAX: usize = 1 << 20;
 /// How long a caller may take to say what he wants.
@@ -120,6 +125,7 @@ pub struct Control {
     sources: Sources,
     started: Instant,
     stop: watch::Receiver<bool>,
+    campaigns: Campaigns,
     /// The last look at /proc, for CPU use.
     sample: Mutex<Option<(Instant, Arc<Table>)>>,
 }
@@ -136,7 +142,7 @@ impl From<Ending> for Refused {
 impl Control {
     /// One that serves until `stop` says so.
     pub fn new(sources: Sources, stop: watch::Receiver<bool>) -> Control {
-        Control { sources, started: Instant::now(), stop, sample: Mutex::new(None) }
+        Control { sources, started: Instant::now(), stop, campaigns: Campaigns::default(), sample: Mutex::new(None) }
     }
 
     /// Serves until the stop, and then until the answers that are owed have left.
@@ -145,13 +151,15 @@ impl Control {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => break,
+                () = is_over(&mut stop) => break,
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) if connections.len() < CONNECTIONS_MAX => {
                         connections.spawn(Arc::clone(&self).serve_connection(stream));
                     }
-                    // Too many, or out of descriptors: whoever asks next may have more luck.
-                    _ => tokio::task::yield_now().await,
+                    // Too many: whoever asks next may have more luck.
+                    Ok(_) => {}
+                    // Out of descriptors, most likely: some may be free a little later.
+                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
                 },
                 Some(_) = connections.join_next() => {}
             }
@@ -175,7 +183,7 @@ impl Control {
         // A caller that speaks something else, or has gone, is nobody to tell.
         tokio::select! {
             _ = connection.as_mut() => return,
-            _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
+            () = is_over(&mut stop) => connection.as_mut().graceful_shutdown(),
         }
         let _ = connection.await;
     }
@@ -191,6 +199,14 @@ impl Control {
             (&Method::GET, "/v1/reads") => self.reads().await.and_then(|done| json(&done)),
             (&Method::POST, "/v1/links") => match read(body).await {
                 Ok(request) => self.change_links(request, by).await.and_then(|done| json(&done)),
+                Err(refused) => Err(refused),
+            },
+            (&Method::POST, "/v1/chaos") => match read(body).await {
+                Ok(request) => self.campaign(self.campaigns.chaos(self.scene(by), request)),
+                Err(refused) => Err(refused),
+            },
+            (&Method::POST, "/v1/rolling-restart") => match read(body).await {
+                Ok(request) => self.rolling(request, by).await,
                 Err(refused) => Err(refused),
             },
             (&Method::GET, "/v1/processes") => self.status(query.is_set("quick")).await.and_then(|found| json(&found)),
@@ -337,7 +353,7 @@ impl Control {
             let status = match member.status(READ_BUDGET).await {
                 Err(error) => Err(error),
                 Ok(status) if status.leader_id == 0 => Err("it knows no leader".to_owned()),
-                Ok(status) if status.role == targets::Role::Learner => Ok("it is a learner and knows its leader"),
+                Ok(status) if status.role == Role::Learner => Ok("it is a learner and knows its leader"),
                 Ok(_) => member.linearizable_read(READ_BUDGET).await.map(|()| "a linearizable read has passed"),
             };
             let (ok, text) = match status {
@@ -348,6 +364,29 @@ impl Control {
         };
         let results = join_all(views.iter().map(one)).await.into_iter().flatten().collect();
         Ok(ActionAnswer { results, timed_out: false })
+    }
+
+    fn scene(&self, by: Requester) -> Scene {
+        Scene {
+            handle: self.sources.handle.clone(),
+            members: self.sources.entries.iter().filter_map(|entry| entry.member.clone()).collect(),
+            links: self.sources.links.clone(),
+            journal: self.sources.journal.clone(),
+            by,
+            stop: self.stop.clone(),
+        }
+    }
+
+    async fn rolling(&self, mut request: RollingRequest, by: Requester) -> Result<Response<Body>, Refused> {
+        if !request.names.is_empty() {
+            request.names = self.names(&request.names).await?;
+        }
+        self.campaign(self.campaigns.rolling(self.scene(by), request))
+    }
+
+    fn campaign(&self, begun: Option<Body>) -> Result<Response<Body>, Refused> {
+        let busy = || Refused(StatusCode::CONFLICT, "chaos or a rolling restart is under way".to_owned());
+        lines(begun.ok_or_else(busy)?)
     }
 
     /// Links are faults: they are in the journal with who asked for them.
@@ -415,8 +454,13 @@ impl Control {
             if !targets::need_roles(words, &known) {
                 return Ok(targets::resolve(words, &known, &mut dice));
             }
-            for (candidate, asked) in known.iter_mut().zip(self.ask_members(&views).await) {
-                candidate.role = asked.and_then(Result::ok).map(|status| status.role);
+            let statuses: Vec<Option<MemberStatus>> =
+                self.ask_members(&views).await.into_iter().map(|asked| asked.and_then(Result::ok)).collect();
+            let last_term = statuses.iter().flatten().map(|status| status.term).max().unwrap_or_default();
+            for (candidate, status) in known.iter_mut().zip(statuses) {
+                // One that was cut off may still think that it leads.
+                let is_former = |status: &MemberStatus| status.role == Role::Leader && status.term < last_term;
+                candidate.role = status.map(|status| if is_former(&status) { Role::Candidate } else { status.role });
             }
             let found = targets::resolve(words, &known, &mut dice);
             let members = known.iter().any(|candidate| candidate.is_member);
@@ -437,6 +481,12 @@ impl Control {
     fn candidate(&self, view: &ProcessView) -> Candidate {
         Candidate { name: view.name.clone(), is_member: self.member(&view.name).is_some(), role: None }
     }
+}
+
+/// Resolves at the end. What the channel lends is given back at once: it must not be held while others are waited for.
+pub(super) async fn is_over(stop: &mut watch::Receiver<bool>) {
+    // A sender that is gone says the same.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 type Asked = Result<MemberStatus, String>;

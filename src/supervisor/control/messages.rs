@@ -8,6 +8,8 @@
 //!  GET  /v1/events?tail=&follow=                                 a journal's Record, or {lost}, a line
 //!  GET  /v1/reads                     ▶  ActionAnswer: does every member serve a linearizable read?
 //!  POST /v1/links      LinkRequest    ▶  LinkAnswer
+//!  POST /v1/chaos      ChaosRequest   ▶  a Progress a line
+//!  POST /v1/rolling-restart  RollingRequest  ▶  a Progress a line
 //!  POST /v1/end        EndRequest     ▶  null once everything has stopped
 //! ```
 //!

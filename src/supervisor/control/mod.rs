@@ -1,6 +1,7 @@
 //! Control of a running supervisor by another process: goreman's RPC (`client`, `server`, `gob`), and HTTP with JSON on
 //! the project's socket (`http_client`, `http_server`, `messages`), both sides of each.
 
+pub mod campaigns;
 pub mod client;
 pub mod gob;
 pub mod http_client;

@@ -20,6 +20,7 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 
+use crate::supervisor::control::http_server::is_over;
 use crate::supervisor::control::query::Query;
 use crate::supervisor::journal::Journal;
 use crate::supervisor::journal::Record;
@@ -154,7 +155,7 @@ pub fn events(journal: &Journal, query: &Query, stop: watch::Receiver<bool>) -> 
         let heard = tokio::select! {
             biased;
             heard = follower.recv() => heard,
-            _ = state.stop.wait_for(|stop| *stop) => match tokio::time::timeout(LAST_RECORDS, follower.recv()).await {
+            () = is_over(&mut state.stop) => match tokio::time::timeout(LAST_RECORDS, follower.recv()).await {
                 Ok(heard) => heard,
                 Err(_) => return None,
             }

@@ -103,17 +103,7 @@ impl Plan {
 
     /// What `start` means with goreman's flags.
     pub fn of_flags(flags: &Flags, names: &[String]) -> Result<Plan, Failure> {
-        let args = StackArgs {
-            files: vec![flags.procfile.clone()],
-            formation: Vec::new(),
-            only: names.to_vec(),
-            ignore: Vec::new(),
-            env: flags.env.split(',').map(str::to_owned).collect(),
-            env_override: false,
-            base_port: u16::try_from(flags.base_port)
-                .map_err(|_| Failure::new(format!("there is no port {}", flags.base_port)))?,
-            no_port: !flags.set_ports,
-        };
+        let args = stack_args(flags, names)?;
         let stack = args.read().map_err(Failure::new)?;
         let exit_on = ExitOn { all_stopped: flags.exit_on_stop, any_exit: false, any_failure: flags.exit_on_error };
         let plan = Plan {
@@ -155,6 +145,21 @@ impl Plan {
         }
         if found.errors.is_empty() { Ok(self) } else { Err(Failure::new(found.errors.join("\n"))) }
     }
+}
+
+/// What goreman's flags say of the stack.
+pub fn stack_args(flags: &Flags, names: &[String]) -> Result<StackArgs, Failure> {
+    Ok(StackArgs {
+        files: vec![flags.procfile.clone()],
+        formation: Vec::new(),
+        only: names.to_vec(),
+        ignore: Vec::new(),
+        env: flags.env.split(',').map(str::to_owned).collect(),
+        env_override: false,
+        base_port: u16::try_from(flags.base_port)
+            .map_err(|_| Failure::new(format!("there is no port {}", flags.base_port)))?,
+        no_port: !flags.set_ports,
+    })
 }
 
 fn rules(end: &EndArgs, detached: bool) -> Rules {
@@ -311,10 +316,9 @@ fn environment_of(
 }
 
 fn slot(process: Planned, settings: Settings, environment: Vec<(String, String)>, output: &Output) -> Slot {
-    let greeting = process.port.map(|port| format!("Starting {} on port {port}", process.name));
     let feed = output.feed(process.place, &process.name);
     let feed = if settings.tty { feed.on_terminal() } else { feed };
-    let machine = Process::new(process.name, greeting, &settings, Instant::now());
+    let machine = Process::new(process.name, None, &settings, Instant::now());
     let mut slot = Slot::new(machine, process.command, environment, feed);
     slot.settings = settings;
     slot.place = process.place;

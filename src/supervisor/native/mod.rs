@@ -10,6 +10,7 @@
 
 mod act;
 mod attach;
+mod campaign;
 mod detach;
 mod launch;
 mod logs;
@@ -18,6 +19,7 @@ mod table;
 mod waiting;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -28,6 +30,7 @@ use clap::Subcommand;
 
 use crate::common::go_duration;
 use crate::common::os_reason::os_reason;
+use crate::supervisor::chaos::ChaosArgs;
 use crate::supervisor::control::http_client::Caller;
 use crate::supervisor::control::http_client::ControlError;
 use crate::supervisor::flags::Flags;
@@ -35,6 +38,7 @@ use crate::supervisor::links::LinkCommand;
 use crate::supervisor::output::args::OutputArgs;
 use crate::supervisor::project::Project;
 use crate::supervisor::project::ProjectError;
+use crate::supervisor::rolling::RollingArgs;
 use crate::supervisor::stack;
 use crate::supervisor::stack::CheckArgs;
 use crate::supervisor::stack::StackArgs;
@@ -164,6 +168,10 @@ enum Task {
     Resume(act::TargetArgs),
     #[command(flatten)]
     Links(LinkCommand),
+    /// Restart the members of a cluster one at a time, the leader last, never without a quorum
+    RollingRestart(RollingArgs),
+    /// Do to a cluster what a seed chooses: kill, pause, restart, partition, delay; Ctrl-C ends it and takes all back
+    Chaos(ChaosArgs),
     /// Wait until processes are ready, or until they have ended
     Wait(waiting::WaitArgs),
     /// Sit at the terminal of a process that has one (tty=yes in its settings): type to it, see what it prints
@@ -178,7 +186,7 @@ enum Task {
     /// Control a supervisor that `start` runs, in goreman's words: start, stop, restart, list, status and others
     #[command(disable_help_flag = true)]
     Run(Words),
-    /// Write jobs for another supervisor: upstart DIR
+    /// Write jobs for another supervisor: systemd, supervisord, compose, kubernetes or upstart, and a directory
     #[command(disable_help_flag = true)]
     Export(Words),
     /// Show the version
@@ -321,6 +329,8 @@ async fn ask(place: &Place, task: Task) -> Result<ExitCode, Failure> {
         Task::Pause(args) => act::pause(&caller, args).await,
         Task::Resume(args) => act::resume(&caller, args).await,
         Task::Links(command) => act::links(&caller, &command).await,
+        Task::RollingRestart(args) => campaign::rolling(&caller, &args).await,
+        Task::Chaos(args) => campaign::chaos(&caller, &args).await,
         Task::Wait(args) => waiting::wait(&caller, &args).await,
         Task::Attach(args) => attach::attach(&caller, &args).await,
         Task::Exec(args) => act::exec(&caller, &args).await,
@@ -375,6 +385,25 @@ pub fn start(flags: &Flags, names: &[String]) -> Result<ExitCode, Failure> {
     launch::run(plan, held, launch::Sink::Screen, None).map(ExitCode::from)
 }
 
+/// `export FORMAT DIR` in the formats that goreman does not have.
+pub fn export(flags: &Flags, format: &str, location: &str) -> Result<ExitCode, Failure> {
+    let stack = launch::stack_args(flags, &[])?.read().map_err(Failure::new)?;
+    for warning in &stack.warnings {
+        tell(&format!("warning: {warning}"));
+    }
+    let home = match Path::new(&flags.procfile).parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let failed = |error: std::io::Error| Failure::new(format!("cannot find myself: {}", os_reason(&error)));
+    let program = std::env::current_exe().map_err(failed)?;
+    let written = crate::supervisor::export::write_native(format, Path::new(location), &stack, home, &program);
+    for path in written.map_err(Failure::new)? {
+        anstream::println!("{}", path.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -415,6 +444,8 @@ mod tests {
             "pause followers --for 5s",
             "restart etcd2 --delay 10s --clean --no-wait",
             "partition a | b",
+            "chaos --seed 7 --keep-quorum --duration 2m --interval 1s --faults kill,pause",
+            "rolling-restart followers --pause-between 1s",
             "exec web -- env -x",
             "wait --for exit web",
             "ps --watch --procfile P",

@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn prefixes_are_goremans_bytes() {
         let check = |names: &[&str], place: usize, name: &str, clock: &str, expected: &[u8]| {
-            let style = Style { manner: Manner::Original, colour: true, stamp: Stamp::Seconds, escapes: Escapes::Keep };
+            let style = Style::new(Manner::Original, true, Stamp::Seconds);
             let painter = Painter::new(style, names.iter().copied());
             let mut bytes = Vec::new();
             painter.original(&mut bytes, &painter.face(place, name), clock, b"up\n");

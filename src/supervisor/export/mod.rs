@@ -1,4 +1,19 @@
-//! `export upstart DIR`: a job file for each process of the Procfile (supervisor.md 1.15).
+//! `export FORMAT DIR`: jobs for other supervisors, for each process of the Procfile.
+//!
+//! ```text
+//!  upstart      app-NAME.conf                       goreman's bytes (supervisor.md 1.15)
+//!  systemd      APP.target, APP-NAME.service        user units
+//!  supervisord  APP.conf                            programs and their group
+//!  compose      docker-compose.yaml                 a service each, on the host's network
+//!  kubernetes   APP.yaml                            a StatefulSet of the members of a cluster
+//! ```
+//!
+//! The same Procfile gives the same bytes. Each format quotes in its own way; what it cannot express is refused.
+
+mod compose;
+mod kubernetes;
+mod supervisord;
+mod systemd;
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -9,6 +24,7 @@ use std::path::PathBuf;
 use crate::common::os_reason::os_reason;
 use crate::supervisor::dotenv;
 use crate::supervisor::procfile::Entry;
+use crate::supervisor::stack::Stack;
 
 /// The user of the jobs, and the first part of their names.
 const APP: &str = "app";
@@ -56,6 +72,103 @@ impl Jobs {
             entry.command
         )
     }
+}
+
+/// Formats beside goreman's.
+pub const FORMATS: [&str; 4] = ["systemd", "supervisord", "compose", "kubernetes"];
+/// Where programs are looked for, as a login has it; our own directory is behind it.
+const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What is exported natively.
+#[derive(Clone, Debug)]
+struct Site {
+    /// The stack's name: that of its directory.
+    app: String,
+    /// Where commands are run.
+    home: String,
+    services: Vec<Service>,
+}
+
+#[derive(Clone, Debug)]
+struct Service {
+    name: String,
+    command: String,
+    environment: Vec<(String, String)>,
+}
+
+impl Site {
+    fn new(stack: &Stack, home: &Path, program: &Path) -> Result<Site, String> {
+        let home_text = home.to_str().ok_or_else(|| format!("{} is not UTF-8", home.display()))?;
+        let app = home.file_name().map_or_else(|| APP.to_owned(), |name| name.to_string_lossy().into_owned());
+        let app: String = app.chars().map(|letter| if is_plain(letter) { letter } else { '-' }).collect();
+        let own = program.parent().map(|dir| format!(":{}", dir.display())).unwrap_or_default();
+        let service = |process: &crate::supervisor::stack::Planned| {
+            let mut environment = process.environment.clone();
+            if !environment.iter().any(|(key, _)| key == "PATH") {
+                environment.push(("PATH".to_owned(), format!("{SEARCH_PATH}{own}")));
+            }
+            // The last of a name counts, as in a process's environment.
+            let pairs: BTreeMap<String, String> = environment.into_iter().collect();
+            Service {
+                name: process.name.clone(),
+                command: process.command.clone(),
+                environment: pairs.into_iter().collect(),
+            }
+        };
+        let app = app.trim_matches(['-', '.']).to_owned();
+        let app = if app.is_empty() { APP.to_owned() } else { app };
+        Ok(Site { app, home: home_text.to_owned(), services: stack.processes.iter().map(service).collect() })
+    }
+}
+
+/// Letters that every format takes in a name.
+fn is_plain(letter: char) -> bool {
+    letter.is_ascii_alphanumeric() || "_.-".contains(letter)
+}
+
+/// Refuses a name that a format has no way to write.
+fn plain_name(name: &str, format: &str) -> Result<(), String> {
+    match name.chars().all(is_plain) {
+        true => Ok(()),
+        false => Err(format!("{format} cannot have a process named \"{name}\"; letters, digits, _ . and - can be")),
+    }
+}
+
+/// A word in single quotes, as a shell reads it.
+fn shell_quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+/// A text as YAML reads it in double quotes: JSON's way.
+fn yaml_quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// Writes a stack in one of `FORMATS`: the files that were written. Nothing is written if any of it cannot be.
+pub fn write_native(
+    format: &str,
+    location: &Path,
+    stack: &Stack,
+    home: &Path,
+    program: &Path,
+) -> Result<Vec<PathBuf>, String> {
+    let site = Site::new(stack, &absolute(home).map_err(|error| os_reason(&error))?, program)?;
+    let files = match format {
+        "systemd" => systemd::files(&site),
+        "supervisord" => supervisord::files(&site)?,
+        "compose" | "docker-compose" => compose::files(&site)?,
+        "kubernetes" | "k8s" => kubernetes::files(&site)?,
+        other => return Err(format!("there is no format \"{other}\"; there are upstart, {}", FORMATS.join(", "))),
+    };
+    make_dirs(location)?;
+    let mut written = Vec::new();
+    for (name, text) in files {
+        let path = location.join(name);
+        std::fs::write(&path, text)
+            .map_err(|error| format!("cannot write {}: {}", path.display(), os_reason(&error)))?;
+        written.push(path);
+    }
+    Ok(written)
 }
 
 /// Writes the files of all entries; what lies there under their names is replaced. The directory is made before the
@@ -116,7 +229,7 @@ fn absolute(dir: &Path) -> std::io::Result<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     fn entry(name: &str, command: &str, place: usize) -> Entry {
@@ -165,5 +278,52 @@ mod tests {
         assert!(error.starts_with(dir.path().join(".env").to_str().unwrap()), "{error}");
         std::fs::write(dir.path().join(".env"), "A=1\n").unwrap();
         assert_eq!(Jobs::beside(procfile, false).unwrap().variables["A"], "1");
+    }
+
+    /// A stack of these processes with this much environment.
+    pub(super) fn site(processes: &[(&str, &str)], pairs: &[(&str, &str)]) -> Site {
+        let environment: Vec<(String, String)> =
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let service = |(name, command): &(&str, &str)| Service {
+            name: (*name).to_owned(),
+            command: (*command).to_owned(),
+            environment: environment.clone(),
+        };
+        Site { app: "app".into(), home: "/srv/my app".into(), services: processes.iter().map(service).collect() }
+    }
+
+    #[test]
+    fn native_formats_are_written_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("my stack!");
+        std::fs::create_dir(&home).unwrap();
+        let mut file = crate::supervisor::procfile::Procfile::default();
+        file.add("P", "web: echo $PORT\n").unwrap();
+        let mut stack = Stack::default();
+        stack.processes.push(crate::supervisor::stack::Planned {
+            name: "web".into(),
+            family: "web".into(),
+            command: "echo $PORT".into(),
+            place: 0,
+            port: Some(5000),
+            environment: vec![("PORT".into(), "1".into()), ("PORT".into(), "5000".into())],
+            at: file.entries[0].1.clone(),
+        });
+        let write = |format: &str, to: &str, stack: &Stack| {
+            write_native(format, &dir.path().join(to), stack, &home, Path::new("/opt/q/quorate"))
+        };
+        let names = |files: Vec<PathBuf>| {
+            files.iter().map(|file| file.file_name().unwrap().to_string_lossy().into_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(write("systemd", "s", &stack).unwrap()), ["my-stack.target", "my-stack-web.service"]);
+        assert_eq!(names(write("supervisord", "s", &stack).unwrap()), ["my-stack.conf"]);
+        let unit = std::fs::read_to_string(dir.path().join("s/my-stack-web.service")).unwrap();
+        assert!(unit.contains("Environment=\"PORT=5000\"") && !unit.contains("PORT=1\""), "{unit}");
+        assert!(unit.contains(":/bin:/opt/q\""), "{unit}");
+        stack.processes[0].name = "a b".into();
+        assert!(write("compose", "c", &stack).unwrap_err().contains("\"a b\""));
+        assert!(!dir.path().join("c").exists());
+        let error = write("runit", "r", &stack).unwrap_err();
+        assert_eq!(error, "there is no format \"runit\"; there are upstart, systemd, supervisord, compose, kubernetes");
     }
 }
