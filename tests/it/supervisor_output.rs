@@ -324,7 +324,7 @@ fn what_is_shown_can_be_chosen() {
 
 #[test]
 fn the_summary_says_what_became_of_everyone() {
-    let project = Project::new("a: sleep 0.3; exit 3\nb: true\n");
+    let project = Project::new("a: sleep 1; exit 3\nb: true\n");
     let output = project.command("--time off").output().expect("it runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let row = |name: &str| {

@@ -196,7 +196,6 @@ mod tests {
     use super::*;
     use crate::supervisor::output::terminal;
     use crate::supervisor::output::terminal::Place;
-    use crate::supervisor::output::terminal::TerminalReader;
     use std::os::unix::process::CommandExt;
     use std::process::Child;
     use std::process::Command;
@@ -217,10 +216,9 @@ mod tests {
         command.args(["-c", script]).stdin(theirs.try_clone().unwrap()).stdout(theirs.try_clone().unwrap());
         let child = command.stderr(theirs).process_group(0).spawn().unwrap();
         let group = i32::try_from(child.id()).unwrap();
-        let terminal = Terminal::new(ours, group).unwrap();
+        let (terminal, mut reader) = Terminal::new(ours, group).unwrap();
         let place = Place::default();
         place.put(terminal.clone());
-        let mut reader = TerminalReader(terminal.clone());
         tokio::spawn(async move {
             let mut buffer = [0; 1000];
             while let Ok(1..) = reader.read(&mut buffer).await {}

@@ -27,7 +27,6 @@ use crate::supervisor::output::store::Stream;
 use crate::supervisor::output::summary::History;
 use crate::supervisor::output::terminal;
 use crate::supervisor::output::terminal::Terminal;
-use crate::supervisor::output::terminal::TerminalReader;
 
 /// How long a line without its end is held back for the rest.
 const PARTIAL_HOLD_ORIGINAL: Duration = Duration::from_millis(2);
@@ -102,11 +101,11 @@ impl Unread {
                     tasks.spawn(work.run(reader));
                 }
                 Source::Terminal(ours) => {
-                    let terminal = Terminal::new(ours, pid)?;
-                    feed.terminal.put(terminal.clone());
+                    let (terminal, reader) = Terminal::new(ours, pid)?;
+                    feed.terminal.put(terminal);
                     let place = feed.terminal.clone();
                     tasks.spawn(async move {
-                        work.run(TerminalReader(terminal)).await;
+                        work.run(reader).await;
                         place.leave(pid);
                     });
                 }

@@ -32,7 +32,7 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 use tokio::io::AsyncRead;
 use tokio::io::ReadBuf;
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
 use tokio::sync::broadcast;
 use tokio::sync::watch;
 
@@ -89,18 +89,22 @@ fn resize(ours: impl AsFd, size: Size) -> io::Result<()> {
 /// Our side of the terminal of one start of a process. Cloned for whoever reads, watches or types.
 #[derive(Clone, Debug)]
 pub struct Terminal {
-    ours: Arc<AsyncFd<OwnedFd>>,
+    input: Arc<pipe::Sender>,
     watched: broadcast::Sender<Bytes>,
     ended: Arc<watch::Sender<bool>>,
     group: Pid,
 }
 
 impl Terminal {
-    /// `group` is the process's, which takes the signals of keys.
-    pub fn new(ours: OwnedFd, group: i32) -> io::Result<Terminal> {
+    /// Ours, and what reads from it. `group` is the process's, which takes the signals of keys.
+    pub fn new(ours: OwnedFd, group: i32) -> io::Result<(Terminal, TerminalReader)> {
         let (watched, _) = broadcast::channel(WATCHED_MAX);
         let ended = Arc::new(watch::Sender::new(false));
-        Ok(Terminal { ours: Arc::new(AsyncFd::register(ours)?), watched, ended, group: Pid::from_raw(group) })
+        // No pipe, but read and written like one; `open` has made it non-blocking.
+        let input = Arc::new(pipe::Sender::from_owned_fd_unchecked(ours.try_clone()?)?);
+        let output = pipe::Receiver::from_owned_fd_unchecked(ours)?;
+        let terminal = Terminal { input, watched, ended, group: Pid::from_raw(group) };
+        Ok((terminal.clone(), TerminalReader { output, watched: terminal.watched }))
     }
 
     /// Resolves when nothing more is read from it.
@@ -117,7 +121,7 @@ impl Terminal {
     /// Types to the process. Keys for an interrupt and for quitting are signals, as long as the process lets them be.
     pub async fn type_in(&self, bytes: &[u8]) -> io::Result<()> {
         let keys_signal =
-            tcgetattr(self.ours.get_ref()).is_ok_and(|modes| modes.local_flags.contains(LocalFlags::ISIG));
+            tcgetattr(&*self.input).is_ok_and(|modes| modes.local_flags.contains(LocalFlags::ISIG));
         let is_key = |byte: &u8| keys_signal && matches!(*byte, INTERRUPT | QUIT);
         for piece in bytes.split_inclusive(is_key) {
             match piece.split_last() {
@@ -133,13 +137,12 @@ impl Terminal {
 
     async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let mut ready = self.ours.writable().await?;
-            match ready.try_io(|ours| Ok(nix::unistd::write(ours.get_ref(), bytes)?)) {
-                Ok(Ok(count)) => bytes = &bytes[count..],
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Err(error),
+            self.input.writable().await?;
+            match self.input.try_write(bytes) {
+                Ok(count) => bytes = &bytes[count..],
                 // Not writable after all: it is waited for again.
-                Err(_) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -147,7 +150,7 @@ impl Terminal {
 
     /// The window has another size.
     pub fn resize(&self, size: Size) -> io::Result<()> {
-        resize(self.ours.get_ref(), size)?;
+        resize(&*self.input, size)?;
         self.signal(Signal::SIGWINCH);
         Ok(())
     }
@@ -159,32 +162,29 @@ impl Terminal {
     }
 }
 
-/// Reads what the process prints.
+/// Reads what the process prints, for us and for those who watch.
 #[derive(Debug)]
-pub struct TerminalReader(pub Terminal);
+pub struct TerminalReader {
+    output: pipe::Receiver,
+    watched: broadcast::Sender<Bytes>,
+}
 
 impl AsyncRead for TerminalReader {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Terminal { ours, watched, .. } = &self.0;
-        loop {
-            let mut ready = ready!(ours.poll_read_ready(context))?;
-            let room = buffer.initialize_unfilled();
-            match ready.try_io(|ours| Ok(nix::unistd::read(ours.get_ref(), room)?)) {
-                Ok(Ok(count)) => {
-                    if watched.receiver_count() > 0 {
-                        // Nobody may watch any more.
-                        let _ = watched.send(Bytes::copy_from_slice(&room[..count]));
-                    }
-                    buffer.advance(count);
-                    return Poll::Ready(Ok(()));
-                }
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Nobody has the other side open any more: this is how a terminal ends.
-                Ok(Err(error)) if error.raw_os_error() == Some(Errno::EIO as i32) => return Poll::Ready(Ok(())),
-                Ok(Err(error)) => return Poll::Ready(Err(error)),
-                Err(_) => {}
-            }
+        let TerminalReader { output, watched } = self.get_mut();
+        let before = buffer.filled().len();
+        match ready!(Pin::new(output).poll_read(context, buffer)) {
+            // Nobody has the other side open any more: this is how a terminal ends.
+            Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => return Poll::Ready(Ok(())),
+            Err(error) => return Poll::Ready(Err(error)),
+            Ok(()) => {}
         }
+        let read = &buffer.filled()[before..];
+        if !read.is_empty() && watched.receiver_count() > 0 {
+            // Whoever watched may have gone this moment.
+            let _ = watched.send(Bytes::copy_from_slice(read));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -243,8 +243,7 @@ mod tests {
         command.args(["-c", script]).stdin(theirs.try_clone().unwrap()).stdout(theirs.try_clone().unwrap());
         let mut child = command.stderr(theirs).process_group(0).spawn().unwrap();
         drop(command);
-        let terminal = Terminal::new(ours, i32::try_from(child.id()).unwrap()).unwrap();
-        let mut reader = TerminalReader(terminal.clone());
+        let (terminal, mut reader) = Terminal::new(ours, i32::try_from(child.id()).unwrap()).unwrap();
         assert!(read_until(&mut reader, "\n").await.starts_with("17 61\r\n"));
         let mut watching = terminal.watch();
         terminal.type_in(b"hello\n").await.unwrap();
