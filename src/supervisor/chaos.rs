@@ -432,7 +432,7 @@ pub async fn run<E: Electorate + ?Sized>(
                 result.err().map(|error| vec![Order::Tell { places: vec![place], kind: "chaos", text: format!("failed: {error}:"), healed: false }])
                     .unwrap_or_default()
             }
-            _ = stop.wait_for(|stop| *stop), if !stopped => {
+            () = told_to_stop(&mut stop), if !stopped => {
                 stopped = true;
                 chaos.stop()
             }
@@ -469,6 +469,11 @@ pub async fn run<E: Electorate + ?Sized>(
     recover(electorate).await?;
     say(&[], "chaos", "all members are well".to_owned(), false);
     Ok(())
+}
+
+/// Returns when it is to stop, or when nobody is left who could say so.
+async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Waits until all members answer and know who leads.
