@@ -281,7 +281,11 @@ impl Chaos {
         match trouble.what {
             What::Pause => trouble.places.iter().for_each(|place| self.act(*place, Action::Resume, orders)),
             What::Partition { .. } | What::Delay { .. } => orders.push(Order::Wire),
-            _ => trouble.places.iter().for_each(|place| self.act(*place, Action::Start, orders)),
+            _ => {
+                // Not a start: what is left of a killed process may still be on its way out, and a start would not wait.
+                let again = Action::Restart { delay_ms: 0, clean: false };
+                trouble.places.iter().for_each(|place| self.act(*place, again.clone(), orders));
+            }
         }
     }
 
@@ -539,7 +543,7 @@ mod tests {
                     Order::Act { place, action } => {
                         match action {
                             Action::Kill { .. } => drop(self.dead.insert(place)),
-                            Action::Start => drop(self.dead.remove(&place)),
+                            Action::Restart { .. } => drop(self.dead.remove(&place)),
                             Action::Pause { .. } => drop(self.paused.insert(place)),
                             Action::Resume => drop(self.paused.remove(&place)),
                             _ => {}
