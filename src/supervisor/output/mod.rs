@@ -65,8 +65,8 @@ use crate::supervisor::output::summary::History;
 use crate::supervisor::output::terminal::Size;
 use crate::supervisor::output::terminal::Terminal;
 
-/// How long readers that make no progress keep us from ending.
-const STALLED_MAX: Duration = Duration::from_secs(2);
+/// How long readers keep us from ending: what is left in their pipes is read at once.
+const READERS_MAX: Duration = Duration::from_secs(3);
 
 /// Everything about output that is asked for.
 #[derive(Clone, Debug)]
@@ -128,8 +128,8 @@ struct Known {
 #[derive(Debug, Default)]
 struct Readers {
     count: AtomicUsize,
-    /// One has read something, or has ended.
-    progress: Notify,
+    /// One has ended.
+    less: Notify,
 }
 
 /// Counts a reader while it lives.
@@ -138,7 +138,28 @@ pub struct CountedReader(Arc<Shared>);
 impl Drop for CountedReader {
     fn drop(&mut self) {
         self.0.readers.count.fetch_sub(1, Ordering::AcqRel);
-        self.0.readers.progress.notify_one();
+        self.0.readers.less.notify_one();
+    }
+}
+
+impl Readers {
+    async fn ended(&self) {
+        while self.count.load(Ordering::Acquire) > 0 {
+            self.less.notified().await;
+        }
+    }
+}
+
+/// Resolves when somebody wants us to end who has wanted it before.
+async fn asked_again() {
+    let heard = async |kind: SignalKind| match signal(kind) {
+        Ok(mut signal) => drop(signal.recv().await),
+        Err(_) => std::future::pending().await,
+    };
+    tokio::select! {
+        () = heard(SignalKind::interrupt()) => {}
+        () = heard(SignalKind::terminate()) => {}
+        () = heard(SignalKind::hangup()) => {}
     }
 }
 
@@ -217,23 +238,30 @@ impl Output {
         Ok(())
     }
 
-    /// Waits until everything is shown and written, as long as there is progress. Nothing is to be said after it.
+    /// Waits until everything is shown and written. A screen that stands still is not waited for, unless nothing may be
+    /// lost: then only somebody who asks again ends the waiting. Nothing is to be said after it.
     pub async fn finish(&self) {
-        let readers = &self.0.readers;
-        while readers.count.load(Ordering::Acquire) > 0 {
-            if tokio::time::timeout(STALLED_MAX, readers.progress.notified()).await.is_err() {
-                break;
+        let lossless = self.0.settings.lossless;
+        let all = async {
+            let readers = self.0.readers.ended();
+            match lossless {
+                true => readers.await,
+                false => drop(tokio::time::timeout(READERS_MAX, readers).await),
             }
+            if self.0.settings.summary {
+                self.say(&self.summary());
+            }
+            if let Some(merged) = &self.0.files {
+                // In front of the screen, which hears of what could not be written.
+                merged.files.finish().await;
+            }
+            self.0.store.close();
+            self.0.screen.finish(lossless).await;
+        };
+        tokio::select! {
+            () = all => {}
+            () = asked_again() => self.0.store.close(),
         }
-        if self.0.settings.summary {
-            self.say(&self.summary());
-        }
-        if let Some(merged) = &self.0.files {
-            // In front of the screen, which hears of what could not be written.
-            merged.files.finish().await;
-        }
-        self.0.store.close();
-        self.0.screen.finish().await;
     }
 
     /// What became of every process.
@@ -385,7 +413,6 @@ impl Feed {
         if !shown.is_empty() {
             self.shared.screen.lines(shown, shown_lines).await;
         }
-        self.shared.readers.progress.notify_one();
         ended
     }
 }

@@ -74,12 +74,15 @@ impl Screen {
         self.queue.push_own(bytes, 0);
     }
 
-    /// Waits until everything is written, as long as there is progress.
-    pub async fn finish(&self) {
+    /// Waits until everything is written, as long as there is progress; or `patiently`, however long it takes.
+    pub async fn finish(&self, patiently: bool) {
         self.queue.close();
         while !self.writer.ended.load(Ordering::Acquire) {
-            if tokio::time::timeout(STALLED_MAX, self.writer.progress.notified()).await.is_err() {
-                return;
+            let progress = self.writer.progress.notified();
+            match patiently {
+                true => progress.await,
+                false if tokio::time::timeout(STALLED_MAX, progress).await.is_err() => return,
+                false => {}
             }
         }
     }
@@ -179,7 +182,7 @@ mod tests {
             }
             screen.own(b"own\n".to_vec());
         }
-        screen.finish().await;
+        screen.finish(false).await;
         ended.await.unwrap().unwrap();
         let text = String::from_utf8(terminal.0.lock().unwrap().0.clone()).unwrap();
         let dropped: usize = text.split(" dropped").next().unwrap().trim_start_matches('x').parse().unwrap();
@@ -205,6 +208,6 @@ mod tests {
             screen.lines(vec![b'x'; 1 << 20], 1).await;
         }
         assert_eq!(ended.await.unwrap().unwrap_err().kind(), ErrorKind::BrokenPipe);
-        screen.finish().await;
+        screen.finish(false).await;
     }
 }

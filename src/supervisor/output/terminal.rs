@@ -100,7 +100,7 @@ impl Terminal {
     pub fn new(ours: OwnedFd, group: i32) -> io::Result<Terminal> {
         let (watched, _) = broadcast::channel(WATCHED_MAX);
         let ended = Arc::new(watch::Sender::new(false));
-        Ok(Terminal { ours: Arc::new(AsyncFd::new(ours)?), watched, ended, group: Pid::from_raw(group) })
+        Ok(Terminal { ours: Arc::new(AsyncFd::register(ours)?), watched, ended, group: Pid::from_raw(group) })
     }
 
     /// Resolves when nothing more is read from it.
