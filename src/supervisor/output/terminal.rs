@@ -120,8 +120,7 @@ impl Terminal {
 
     /// Types to the process. Keys for an interrupt and for quitting are signals, as long as the process lets them be.
     pub async fn type_in(&self, bytes: &[u8]) -> io::Result<()> {
-        let keys_signal =
-            tcgetattr(&*self.input).is_ok_and(|modes| modes.local_flags.contains(LocalFlags::ISIG));
+        let keys_signal = tcgetattr(&*self.input).is_ok_and(|modes| modes.local_flags.contains(LocalFlags::ISIG));
         let is_key = |byte: &u8| keys_signal && matches!(*byte, INTERRUPT | QUIT);
         for piece in bytes.split_inclusive(is_key) {
             match piece.split_last() {
