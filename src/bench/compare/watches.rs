@@ -103,8 +103,9 @@ pub async fn beside_puts(load: &Load, scale: Scale, servers: &Servers, what: &st
     tokio::time::sleep(scale.time(SETTLE)).await;
     let memory = (reading(servers)?.memory.resident_bytes as f64 - before) / watchers as f64;
 
-    // Beside, without, without, beside: a store that grows slows both alike.
-    flawless(&warm_up(load), &links, what).await?;
+    // Beside, without, without, beside: a store that grows slows both alike. A whole load comes before: the first one finds
+    // everything cold.
+    flawless(load, &links, what).await?;
     let mut beside = vec![flawless(load, &links, what).await?];
     let shown = async |streams| {
         let progress = Progress::counting(what, watching.expected());

@@ -113,6 +113,10 @@ pub trait PeerPort: Send + Sync {
 pub trait EventSink: Send + Sync {
     /// Whether anybody does. Asked after a batch was published.
     fn is_wanted(&self) -> bool;
+    /// Whether a change of the key is anything to them. Asked after it can be read.
+    fn concerns(&self, key: &[u8]) -> bool;
+    /// Revisions `first..=last` changed no such key.
+    fn passed(&self, first: i64, last: i64);
     /// All changes of revisions `first..=last` in order, after they can be read.
     fn records(&self, first: i64, last: i64, records: Vec<Record>);
     /// A snapshot took the place of the store.

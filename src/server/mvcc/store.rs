@@ -121,6 +121,13 @@ impl Store {
         let _old = self.live().publish(self.next);
     }
 
+    /// Whether a change of revisions `first..=last`, which are still in memory, is of a key that is meant.
+    pub fn has_recent(&self, first: i64, last: i64, is_meant: &dyn Fn(&[u8]) -> bool) -> bool {
+        let live = self.live();
+        let mut between = live.ring.ring().between(Revision::new(first, 0), Revision::new(last, i64::MAX));
+        between.any(|record| is_meant(&record.kv.key))
+    }
+
     /// Records of main revisions `first..=last`, ascending, as far as they are in memory: the events of a batch that
     /// was just applied. Older ones are read from a View.
     pub fn recent(&self, first: i64, last: i64) -> Vec<Record> {

@@ -75,6 +75,14 @@ impl EventSink for HubSink {
         self.0.is_wanted()
     }
 
+    fn concerns(&self, key: &[u8]) -> bool {
+        self.0.concerns(key)
+    }
+
+    fn passed(&self, first: i64, last: i64) {
+        self.0.passed(first, last);
+    }
+
     fn records(&self, first: i64, last: i64, records: Vec<Record>) {
         self.0.records(first, last, records);
     }

@@ -6,6 +6,10 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::RwLock;
+use std::sync::RwLockReadGuard;
+use std::sync::RwLockWriteGuard;
 
 use bytes::Bytes;
 
@@ -119,6 +123,17 @@ struct Node {
     members: Members,
     left: Link,
     right: Link,
+}
+
+/// The watchers that the hub's thread keeps, for apply to look into.
+pub type SharedGroup = Arc<RwLock<Group>>;
+
+pub fn read(group: &RwLock<Group>) -> RwLockReadGuard<'_, Group> {
+    group.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub fn write(group: &RwLock<Group>) -> RwLockWriteGuard<'_, Group> {
+    group.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// All watchers by their keys.

@@ -32,8 +32,9 @@ use crate::server::watch::catchup::Slice;
 use crate::server::watch::catchup::Wants;
 use crate::server::watch::event;
 use crate::server::watch::event::SharedEvent;
-use crate::server::watch::group::Group;
+use crate::server::watch::group;
 use crate::server::watch::group::Interest;
+use crate::server::watch::group::SharedGroup;
 use crate::server::watch::group::Slot;
 use crate::server::watch::stream::Outbox;
 
@@ -114,6 +115,11 @@ pub enum Event {
         last: i64,
         records: Vec<Record>,
     },
+    /// Revisions `first..=last`, which readers can see, changed nothing that was watched when apply looked.
+    Passed {
+        first: i64,
+        last: i64,
+    },
     /// Changes were dropped, or the store was replaced: what comes next is not what follows.
     Gap,
     Slice(Slice),
@@ -193,7 +199,10 @@ pub struct Hub {
     head: i64,
     /// Its own gap is being read from history.
     replaying: bool,
-    group: Group,
+    group: SharedGroup,
+    /// What readers saw when the last watcher had its place in the group. Of a revision up to that, apply may have asked the
+    /// group before.
+    entered_at: i64,
     watchers: Vec<Option<Watcher>>,
     free_watchers: Vec<Slot>,
     serial: u32,
@@ -220,7 +229,8 @@ impl Hub {
             fragment_bytes,
             head: 0,
             replaying: false,
-            group: Group::default(),
+            group: SharedGroup::default(),
+            entered_at: 0,
             watchers: Vec::new(),
             free_watchers: Vec::new(),
             serial: 0,
@@ -236,6 +246,17 @@ impl Hub {
         }
     }
 
+    /// The same with another group, which others look into; before the first watcher.
+    pub fn sharing(mut self, group: SharedGroup) -> Hub {
+        self.group = group;
+        self
+    }
+
+    /// Whether somebody waits for `head` to move.
+    pub fn awaits_head(&self) -> bool {
+        !self.progress_waits.is_empty()
+    }
+
     pub fn counts(&self) -> Counts {
         self.counts
     }
@@ -249,6 +270,7 @@ impl Hub {
             Event::Tick { stream } => self.tick(stream, present),
             Event::Drained { stream } => self.drained(stream),
             Event::Records { first, last, records } => self.records(first, last, &records, present, actions),
+            Event::Passed { first, last } => self.passed(first, last, present, actions),
             Event::Gap => self.close_gap(present, actions),
             Event::Slice(slice) => self.slice(slice, present),
             Event::Replayed(replayed) => self.replayed(replayed, present, actions),
@@ -309,7 +331,7 @@ impl Hub {
     fn forget(&mut self, slot: Slot) -> Option<Watcher> {
         let watcher = self.watchers[slot as usize].take()?;
         if watcher.state != State::Compacted {
-            self.group.remove(&watcher.interest, slot);
+            group::write(&self.group).remove(&watcher.interest, slot);
             self.counts.watchers -= 1;
         }
         self.counts.behind -= usize::from(watcher.state == State::Behind);
@@ -431,7 +453,8 @@ impl Hub {
                 Slot::try_from(self.watchers.len() - 1).expect("memory ends before 2^32 watchers")
             }
         };
-        self.group.add(&watcher.interest, slot);
+        group::write(&self.group).add(&watcher.interest, slot);
+        self.entered_at = present.revision();
         self.watchers[slot as usize] = Some(watcher);
         self.stream(stream).watchers.insert(watch_id, slot);
         self.counts.watchers += 1;
@@ -503,6 +526,16 @@ impl Hub {
         self.head_moved(present);
     }
 
+    /// Of changes that concern nobody only the revision counts. Unless a watcher took its place behind apply's look: then
+    /// it may have missed one.
+    fn passed(&mut self, first: i64, last: i64, present: &dyn Present, actions: &mut Vec<Action>) {
+        if self.counts.watchers > 0 && (first > self.head + 1 || first <= self.entered_at && last > self.head) {
+            return self.close_gap(present, actions);
+        }
+        self.head = self.head.max(last);
+        self.head_moved(present);
+    }
+
     /// Gets what is missing between `head` and now: from memory, or by a job.
     fn close_gap(&mut self, present: &dyn Present, actions: &mut Vec<Action>) {
         if self.counts.watchers == 0 {
@@ -560,7 +593,7 @@ impl Hub {
         for revision in records[seen..].chunk_by(|one, next| one.revision.main == next.revision.main) {
             let main = revision[0].revision.main;
             // The usual case where 50,000 watch what seldom changes: then a put costs them a look-up and nothing else.
-            if !revision.iter().any(|record| self.group.concerns(&record.kv.key)) {
+            if !revision.iter().any(|record| group::read(&self.group).concerns(&record.kv.key)) {
                 self.head = self.head.max(main);
                 continue;
             }
@@ -579,7 +612,7 @@ impl Hub {
     fn matches(&mut self, key: &[u8]) -> Vec<Slot> {
         let mut matches = std::mem::take(&mut self.matches);
         matches.clear();
-        self.group.matching(key, &mut |slots| matches.extend_from_slice(slots));
+        group::read(&self.group).matching(key, &mut |slots| matches.extend_from_slice(slots));
         matches
     }
 
@@ -601,7 +634,7 @@ impl Hub {
     fn offer_many(&mut self, events: &mut [SharedEvent], header: &[u8], present: &dyn Present) {
         let mut matches: Vec<(Slot, usize)> = Vec::new();
         for (at, event) in events.iter().enumerate() {
-            self.group.matching(&event.record().kv.key, &mut |slots| {
+            group::read(&self.group).matching(&event.record().kv.key, &mut |slots| {
                 matches.extend(slots.iter().map(|slot| (*slot, at)));
             });
         }
@@ -665,7 +698,7 @@ impl Hub {
         let (stream, watch_id) = (watcher.stream, watcher.watch_id);
         self.counts.behind -= usize::from(watcher.state == State::Behind);
         watcher.state = State::Compacted;
-        self.group.remove(&watcher.interest, slot);
+        group::write(&self.group).remove(&watcher.interest, slot);
         self.counts.watchers -= 1;
         let ended = WatchResponse { watch_id, canceled: true, compact_revision, ..WatchResponse::default() };
         self.answer(stream, 0, ended, present);
@@ -798,7 +831,7 @@ impl Hub {
         assert_eq!(self.counts.streams, self.by_id.len());
         let listed: usize = self.streams.iter().flatten().map(|stream| stream.watchers.len()).sum();
         assert_eq!(listed, alive().count());
-        assert_eq!(self.group.is_empty(), self.counts.watchers == 0);
+        assert_eq!(group::read(&self.group).is_empty(), self.counts.watchers == 0);
     }
 }
 

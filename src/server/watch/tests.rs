@@ -12,6 +12,8 @@ use prost::Message;
 use super::catchup;
 use super::catchup::Historian;
 use super::event::FRAME_HEAD_BYTES;
+use super::group;
+use super::group::SharedGroup;
 use super::hub::Action;
 use super::hub::Ask;
 use super::hub::Event;
@@ -102,8 +104,10 @@ struct World {
     all_bytes: AllBytes,
     /// Every change there ever was.
     history: Vec<Record>,
-    /// Published, but not told to the hub: first and last revision.
-    untold: Option<(i64, i64)>,
+    /// What the hub keeps and apply looks into.
+    group: SharedGroup,
+    /// Published, but not told to the hub: revisions, and whether they concerned a watcher when they were published.
+    untold: Vec<(i64, bool)>,
     gone: Vec<Client>,
 }
 
@@ -115,17 +119,19 @@ impl World {
     fn new() -> World {
         let harness = Harness::default();
         let now = Now { views: harness.store.views(), forgetful: Cell::new(false) };
+        let group = SharedGroup::default();
         World {
             harness,
             now,
-            hub: Hub::new(ClusterId(1), MemberId(2), FRAGMENT_BYTES),
+            hub: Hub::new(ClusterId(1), MemberId(2), FRAGMENT_BYTES).sharing(group.clone()),
+            group,
             historian: Historian::default(),
             actions: Vec::new(),
             clients: BTreeMap::new(),
             next_stream: 0,
             all_bytes: AllBytes::default(),
             history: Vec::new(),
-            untold: None,
+            untold: Vec::new(),
             gone: Vec::new(),
         }
     }
@@ -183,23 +189,32 @@ impl World {
         if committed.changes == 0 {
             return;
         }
-        self.history.extend(self.harness.store.recent(committed.revision, committed.revision));
+        let revision = committed.revision;
+        self.history.extend(self.harness.store.recent(revision, revision));
         self.harness.store.publish();
-        let (first, _) = self.untold.unwrap_or((committed.revision, 0));
-        self.untold = Some((first, committed.revision));
+        let concerned = |key: &[u8]| group::read(&self.group).concerns(key);
+        self.untold.push((revision, self.harness.store.has_recent(revision, revision, &concerned)));
     }
 
     /// Tells the hub what it was not told.
     fn tell(&mut self) {
-        let Some((first, last)) = self.untold.take() else { return };
-        let records = self.history.iter().filter(|record| (first..=last).contains(&record.revision.main));
-        let records = records.cloned().collect();
-        self.step(Event::Records { first, last, records });
+        let untold = std::mem::take(&mut self.untold);
+        for alike in untold.chunk_by(|(_, one), (_, next)| one == next) {
+            let (first, concerned) = alike[0];
+            let last = alike[alike.len() - 1].0;
+            if concerned {
+                let records = self.history.iter().filter(|record| (first..=last).contains(&record.revision.main));
+                let records = records.cloned().collect();
+                self.step(Event::Records { first, last, records });
+            } else {
+                self.step(Event::Passed { first, last });
+            }
+        }
     }
 
     /// The hub is told only that it was told nothing.
     fn drop_untold(&mut self) {
-        self.untold = None;
+        self.untold.clear();
         self.step(Event::Gap);
     }
 
@@ -524,7 +539,7 @@ fn events_are_shared_by_all_who_are_behind_at_the_same_place() {
     let mut world = World::new();
     world.now.forgetful.set(true);
     (0..5000).for_each(|_| put(&mut world, "k", "v"));
-    world.untold = None;
+    world.untold.clear();
     let stream = world.open();
     for _ in 0..50 {
         world.create(stream, WatchCreateRequest { start_revision: 2, ..watch("k", "") });
@@ -643,6 +658,27 @@ fn progress_waits_until_the_hub_has_seen_what_readers_saw() {
     world.settle();
     assert_eq!(world.clients[&stream].progress, [2, 4]);
     world.check(true);
+}
+
+#[test]
+fn whoever_comes_between_a_change_and_word_of_it_misses_nothing() {
+    let mut world = World::new();
+    let stream = world.open();
+    world.create(stream, watch("other", ""));
+    // Nobody watched it when it was published; somebody does, from just there, when the hub learns that it concerned nobody.
+    put(&mut world, "k", "v");
+    world.create(stream, WatchCreateRequest { start_revision: 2, ..watch("k", "") });
+    put(&mut world, "nobody", "v");
+    world.settle();
+    assert_eq!(world.clients[&stream].watches[&1].events.len(), 1);
+    world.check(true);
+    // What nobody watches moves the head, and a request for progress that waits for it is answered.
+    put(&mut world, "nobody", "v");
+    assert!(!world.hub.awaits_head());
+    world.ask(stream, Ask::Progress);
+    assert!(world.hub.awaits_head());
+    world.settle();
+    assert_eq!(world.clients[&stream].progress, [4]);
 }
 
 #[test]

@@ -24,6 +24,8 @@ use crate::server::checkpoint::Record;
 use crate::server::mvcc::view::View;
 use crate::server::watch::catchup;
 use crate::server::watch::catchup::Historian;
+use crate::server::watch::group;
+use crate::server::watch::group::SharedGroup;
 use crate::server::watch::hub::Action;
 use crate::server::watch::hub::Ask;
 use crate::server::watch::hub::Event;
@@ -61,6 +63,8 @@ struct Inbox {
     /// Records were dropped since the last ones that were taken.
     dropped: bool,
     sleeping: bool,
+    /// The hub must learn at once how far the revisions are, whatever they changed.
+    awaits_head: bool,
     stopped: bool,
 }
 
@@ -78,6 +82,7 @@ struct Shared {
     job_added: Condvar,
     /// Somebody watches: written by the hub's thread only.
     wanted: AtomicBool,
+    group: SharedGroup,
     streams: AtomicU64,
     all_bytes: AllBytes,
 }
@@ -130,6 +135,25 @@ impl WatchHandle {
         self.shared.wanted.load(Ordering::SeqCst)
     }
 
+    /// Whether anybody watches the key. A watcher that this does not see yet has its place from a revision that it reads
+    /// later, and the hub knows it (`Hub::passed`).
+    pub fn concerns(&self, key: &[u8]) -> bool {
+        group::read(&self.shared.group).concerns(key)
+    }
+
+    /// Revisions `first..=last`, which readers can see, changed nothing that is watched. The hub is not woken for that.
+    pub fn passed(&self, first: i64, last: i64) {
+        let mut inbox = lock(&self.shared.inbox);
+        match inbox.events.back_mut() {
+            Some(Event::Passed { last: before, .. }) if *before + 1 == first => *before = last,
+            _ => inbox.events.push_back(Event::Passed { first, last }),
+        }
+        if inbox.awaits_head && std::mem::take(&mut inbox.sleeping) {
+            drop(inbox);
+            self.shared.wake.notify_one();
+        }
+    }
+
     /// All changes of revisions `first..=last`, which readers can see. Never waits.
     pub fn records(&self, first: i64, last: i64, records: Vec<Record>) {
         let cost = |record: &Record| record.kv.key.len() + record.kv.value.len() + RECORD_COST_BYTES;
@@ -162,8 +186,9 @@ impl WatchHandle {
     }
 
     /// Everything that waits; `None` at the stop.
-    fn take(&self) -> Option<VecDeque<Event>> {
+    fn take(&self, awaits_head: bool) -> Option<VecDeque<Event>> {
         let mut inbox = lock(&self.shared.inbox);
+        inbox.awaits_head = awaits_head;
         loop {
             if inbox.stopped {
                 return None;
@@ -208,7 +233,7 @@ impl WatchHandle {
 
     fn run(&self, mut hub: Hub, member: &dyn Member, metrics: &WatchMetrics) {
         let mut actions = Vec::new();
-        while let Some(events) = self.take() {
+        while let Some(events) = self.take(hub.awaits_head()) {
             let mut pending = events.iter().map(changes).sum::<usize>();
             for (turn, event) in events.into_iter().enumerate() {
                 pending -= changes(&event);
@@ -264,6 +289,7 @@ pub fn start(
     member: Arc<dyn Member>,
     metrics: WatchMetrics,
 ) -> Result<WatchThreads, Failure> {
+    let hub = hub.sharing(handle.shared.group.clone());
     let (to_hub, to_history) = (handle.clone(), handle.clone());
     let (hub_member, history_member) = (member.clone(), member.clone());
     let hub_thread = spawn("watch", member.clone(), move || to_hub.run(hub, &*hub_member, &metrics))?;

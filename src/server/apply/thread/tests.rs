@@ -159,6 +159,14 @@ impl EventSink for World {
         true
     }
 
+    fn concerns(&self, _key: &[u8]) -> bool {
+        true
+    }
+
+    fn passed(&self, first: i64, last: i64) {
+        self.tell(format!("no events of {first} to {last}"));
+    }
+
     fn records(&self, first: i64, last: i64, records: Vec<Record>) {
         self.tell(format!("events {} of {first} to {last} at revision {}", records.len(), self.revision()));
     }
