@@ -281,7 +281,11 @@ impl Chaos {
         match trouble.what {
             What::Pause => trouble.places.iter().for_each(|place| self.act(*place, Action::Resume, orders)),
             What::Partition { .. } | What::Delay { .. } => orders.push(Order::Wire),
-            _ => trouble.places.iter().for_each(|place| self.act(*place, Action::Start, orders)),
+            _ => {
+                // Not a start: what is left of a killed process may still be on its way out, and a start would not wait.
+                let again = Action::Restart { delay_ms: 0, clean: false };
+                trouble.places.iter().for_each(|place| self.act(*place, again.clone(), orders));
+            }
         }
     }
 
@@ -432,7 +436,7 @@ pub async fn run<E: Electorate + ?Sized>(
                 result.err().map(|error| vec![Order::Tell { places: vec![place], kind: "chaos", text: format!("failed: {error}:"), healed: false }])
                     .unwrap_or_default()
             }
-            _ = stop.wait_for(|stop| *stop), if !stopped => {
+            () = told_to_stop(&mut stop), if !stopped => {
                 stopped = true;
                 chaos.stop()
             }
@@ -469,6 +473,11 @@ pub async fn run<E: Electorate + ?Sized>(
     recover(electorate).await?;
     say(&[], "chaos", "all members are well".to_owned(), false);
     Ok(())
+}
+
+/// Returns when it is to stop, or when nobody is left who could say so.
+async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Waits until all members answer and know who leads.
@@ -534,7 +543,7 @@ mod tests {
                     Order::Act { place, action } => {
                         match action {
                             Action::Kill { .. } => drop(self.dead.insert(place)),
-                            Action::Start => drop(self.dead.remove(&place)),
+                            Action::Restart { .. } => drop(self.dead.remove(&place)),
                             Action::Pause { .. } => drop(self.paused.insert(place)),
                             Action::Resume => drop(self.paused.remove(&place)),
                             _ => {}

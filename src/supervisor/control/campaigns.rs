@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use crate::supervisor::chaos;
 use crate::supervisor::chaos::ChaosRequest;
 use crate::supervisor::chaos::Told;
+use crate::supervisor::control::http_server::is_over;
 use crate::supervisor::control::vocabulary::Handle;
 use crate::supervisor::control::vocabulary::Requester;
 use crate::supervisor::journal::Journal;
@@ -126,7 +127,7 @@ fn begin<F: Future<Output = Result<(), String>> + Send + 'static>(
         let progress = tokio::select! {
             biased;
             progress = receiver.recv() => progress?,
-            _ = ending.wait_for(|ending| *ending) => return None,
+            () = is_over(&mut ending) => return None,
         };
         // Our own types have no keys that are not texts, which is all that could fail.
         let mut bytes = serde_json::to_vec(&progress).unwrap_or_default();

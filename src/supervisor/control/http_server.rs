@@ -89,6 +89,8 @@ const HEADER_PATIENCE: Duration = Duration::from_secs(10);
 pub const MEMBER_BUDGET: Duration = Duration::from_millis(300);
 /// What a member may take to serve a read, when somebody asks whether the cluster works.
 const READ_BUDGET: Duration = Duration::from_secs(2);
+/// What a member may take to say what it is, before it counts as nothing: somebody is about to act on it.
+const ROLE_BUDGET: Duration = Duration::from_secs(1);
 /// How long an election is waited for when somebody asks for the leader.
 const ROLE_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks for a leader.
@@ -234,7 +236,7 @@ impl Control {
         let views = self.sources.handle.views().await?;
         let (usages, members) = match quick {
             true => (vec![None; views.len()], vec![None; views.len()]),
-            false => tokio::join!(self.usages(&views), self.ask_members(&views)),
+            false => tokio::join!(self.usages(&views), self.ask_members(&views, MEMBER_BUDGET)),
         };
         let process = |((view, usage), member): ((ProcessView, Option<GroupInfo>), Option<Asked>)| {
             let is_member = self.member(&view.name).is_some();
@@ -290,10 +292,10 @@ impl Control {
         found
     }
 
-    /// What the members say, all asked at once, none of them longer than its budget.
-    async fn ask_members(&self, views: &[ProcessView]) -> Vec<Option<Asked>> {
+    /// What the members say, all asked at once, none of them longer than the budget.
+    async fn ask_members(&self, views: &[ProcessView], budget: Duration) -> Vec<Option<Asked>> {
         let ask = async |view: &ProcessView| match self.member(&view.name).filter(|_| view.group.is_some()) {
-            Some(member) => Some(member.status(MEMBER_BUDGET).await),
+            Some(member) => Some(member.status(budget).await),
             None => None,
         };
         join_all(views.iter().map(ask)).await
@@ -454,8 +456,12 @@ impl Control {
             if !targets::need_roles(words, &known) {
                 return Ok(targets::resolve(words, &known, &mut dice));
             }
-            let statuses: Vec<Option<MemberStatus>> =
-                self.ask_members(&views).await.into_iter().map(|asked| asked.and_then(Result::ok)).collect();
+            let statuses: Vec<Option<MemberStatus>> = self
+                .ask_members(&views, ROLE_BUDGET)
+                .await
+                .into_iter()
+                .map(|asked| asked.and_then(Result::ok))
+                .collect();
             let last_term = statuses.iter().flatten().map(|status| status.term).max().unwrap_or_default();
             for (candidate, status) in known.iter_mut().zip(statuses) {
                 // One that was cut off may still think that it leads.
