@@ -203,10 +203,8 @@ impl Place {
     /// The start with this group has ended.
     pub fn leave(&self, group: i32) {
         let mut place = self.lock();
-        if place.as_ref().is_some_and(|terminal| terminal.group.as_raw() == group) {
-            if let Some(terminal) = place.take() {
-                terminal.ended.send_replace(true);
-            }
+        if let Some(terminal) = place.take_if(|terminal| terminal.group.as_raw() == group) {
+            terminal.ended.send_replace(true);
         }
     }
 
