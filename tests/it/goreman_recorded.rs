@@ -166,6 +166,8 @@ impl Ports {
 fn masked(line: &str) -> String {
     // Two signals of the C library's own, which it has ignored in whatever it starts.
     let line = line.replace('\x1b', "\\e").replace("SigIgn:\t0000000180000000", "SigIgn:\t0000000000000000");
+    // The same of a program that a program of ours has become.
+    let line = line.replace("SigIgn:\t0000000080000000", "SigIgn:\t0000000000000000");
     let Some((colour, rest)) = line.strip_prefix("\\e[").and_then(|rest| rest.split_once('m')) else { return line };
     let is_time = rest.len() > 9
         && rest.bytes().take(9).enumerate().all(|(at, byte)| match at {

@@ -330,6 +330,7 @@ fn the_summary_says_what_became_of_everyone() {
     let row = |name: &str| {
         let line = text
             .lines()
+            .rev()
             .find(|line| line.starts_with(&format!("system | {name} ")))
             .unwrap_or_else(|| panic!("{text}"));
         line.split_whitespace().skip(2).map(str::to_owned).collect::<Vec<_>>()
