@@ -12,6 +12,7 @@
 //! Adopted children are reaped one by one, by their pid, and only those that nobody here started: a wait for anybody would
 //! take the exit status of a child from whoever waits for it (supervisor.md 5.2).
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -134,7 +135,7 @@ pub fn children(pid: i32) -> Vec<i32> {
     found
 }
 
-/// The same for kernels without lists of children.
+/// The same without the kernel's lists, of which some have none, and which leave some out while others end.
 fn children_by_scan(parent: i32) -> Vec<i32> {
     everybody().filter_map(Seen::of).filter(|seen| seen.parent == parent).map(|seen| seen.pid).collect()
 }
@@ -157,16 +158,24 @@ pub fn adopt() {
 }
 
 /// Who belongs to a start of a process: its group, what descends from its leader, and what has its mark. Zombies do not count.
+///
+/// One look at everybody, not at the kernel's lists of children: those leave some out while others end (proc_pid_task_children(5)),
+/// and a stop would be over too early.
 pub fn members(group: i32, mark: &str) -> Vec<Seen> {
+    let mut by_parent: BTreeMap<i32, Vec<Seen>> = BTreeMap::new();
+    for seen in everybody().filter_map(Seen::of) {
+        by_parent.entry(seen.parent).or_default().push(seen);
+    }
     let mut found = Vec::new();
-    let mut open: VecDeque<(i32, bool)> = children(own_pid()).into_iter().map(|pid| (pid, false)).collect();
-    let mut known = BTreeSet::new();
-    while let Some((pid, inside)) = open.pop_front() {
-        let Some(seen) = Seen::of(pid).filter(|_| known.insert(pid)) else { continue };
-        let inside = inside || pid == group || seen.group == group || seen.is_marked(mark);
-        open.extend(children(pid).into_iter().map(|child| (child, inside)));
-        if inside && !seen.zombie {
-            found.push(seen);
+    let mut open: VecDeque<(i32, bool)> = VecDeque::from([(own_pid(), false)]);
+    while let Some((parent, inside)) = open.pop_front() {
+        // Taken out, so that nobody is visited twice.
+        for seen in by_parent.remove(&parent).unwrap_or_default() {
+            let inside = inside || seen.pid == group || seen.group == group || seen.is_marked(mark);
+            open.push_back((seen.pid, inside));
+            if inside && !seen.zombie {
+                found.push(seen);
+            }
         }
     }
     found
@@ -236,7 +245,7 @@ impl Adopted {
 pub async fn sweep(spared: i32) {
     let deadline = Instant::now() + SWEEP_MAX;
     while Instant::now() < deadline {
-        let left: Vec<i32> = children(own_pid()).into_iter().filter(|pid| *pid != spared).collect();
+        let left: Vec<i32> = children_by_scan(own_pid()).into_iter().filter(|pid| *pid != spared).collect();
         if left.is_empty() {
             return;
         }

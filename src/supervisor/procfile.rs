@@ -285,9 +285,12 @@ mod tests {
     fn files_are_loaded_by_their_names() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("P").to_str().unwrap().to_owned();
-        assert_eq!(load(&[path.clone()]).unwrap_err().to_string(), format!("open {path}: no such file or directory"));
+        assert_eq!(
+            load(std::slice::from_ref(&path)).unwrap_err().to_string(),
+            format!("open {path}: no such file or directory")
+        );
         std::fs::write(&path, "a: x\n").unwrap();
-        assert_eq!(load(&[path.clone()]).unwrap().entries.len(), 1);
+        assert_eq!(load(std::slice::from_ref(&path)).unwrap().entries.len(), 1);
         assert!(matches!(load(&[path.clone(), path]), Err(ProcfileError::Twice { .. })));
     }
 }

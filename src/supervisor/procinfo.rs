@@ -262,7 +262,8 @@ fn holder_of(inode: u64) -> Option<(i32, String)> {
 /// The command line of a process, shortened.
 pub fn command_of(pid: i32) -> String {
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes).replace('\0', " ");
+    // Zero bytes part the words; line feeds inside of them would tear the sentence in which this is told.
+    let text = String::from_utf8_lossy(&bytes).replace(char::is_control, " ");
     let text = text.trim();
     match text.char_indices().nth(COMMAND_CHARS_MAX) {
         Some((at, _)) => format!("{}…", &text[..at]),

@@ -389,7 +389,7 @@ mod tests {
         assert_eq!(web.data_dir, Some(PathBuf::from("my data")));
         assert_eq!((web.cwd, web.env_file), (Some("sub".into()), Some(".env.web".into())));
         assert_eq!(web.line, Some(4));
-        let entries = crate::supervisor::procfile::parse(&text.replace("data-dir", "data-dir"));
+        let entries = crate::supervisor::procfile::parse(text);
         assert_eq!(entries.len(), 1, "{entries:?}");
     }
 

@@ -227,10 +227,11 @@ fn env_files_reach_the_children_and_bad_ones_are_named() {
     let stack = Stack::new("a: echo $ONE-$PORT\n");
     std::fs::write(stack.dir.path().join(".env"), "ONE=1\nPORT=7\n").expect("an env file");
     let (code, out, _) = stack.run("quorate", &["-logtime=false", "start"]);
-    // Without the pid.
+    // Without the pid, and without the summary behind it.
     let out = out.split_once(", pid ").and_then(|(begin, rest)| Some(format!("{begin}{}", rest.split_once(',')?.1)));
     let expected = "system | a started on port 5000\na      | 1-5000\nsystem | a ended: exit status 0\n";
-    assert_eq!((code, out.as_deref()), (Some(0), Some(expected)));
+    assert_eq!(code, Some(0));
+    assert!(out.as_ref().is_some_and(|out| out.starts_with(expected)), "{out:?}");
     std::fs::write(stack.dir.path().join(".env"), "nonsense\n").expect("an env file");
     let (code, _, err) = stack.run("quorate", &["start"]);
     assert_eq!(code, Some(1));

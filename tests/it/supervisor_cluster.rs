@@ -205,11 +205,11 @@ async fn a_generated_cluster_serves_and_its_learner_is_there_and_comes_back() {
         let (_, out, err) = cluster.ask(&serializable).await;
         if out.trim() == "v" { Ok(()) } else { Err(format!("{out}{err}")) }
     };
-    eventually("the value at the learner", || there()).await;
+    eventually("the value at the learner", &there).await;
     // A learner that has joined does not join again, also when there is nobody to ask.
     cluster.done("supervisor down").await;
     cluster.done("supervisor up -d --wait").await;
-    eventually("the value after everything was down", || there()).await;
+    eventually("the value after everything was down", there).await;
     let members = cluster.done(&format!("{ctl} member list")).await;
     assert_eq!(members.lines().count(), 4, "{members}");
     cluster.done("supervisor down").await;

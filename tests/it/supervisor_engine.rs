@@ -29,9 +29,9 @@ const HIDERS: [(&str, &str); 6] = [
     ("plain", "sh -c 'echo $$ >plain; exec sleep 1000' &"),
     ("session", "setsid sh -c 'echo $$ >session; exec sleep 1000' &"),
     ("quiet", "setsid sh -c 'echo $$ >quiet; exec sleep 1000' >/dev/null 2>&1 &"),
-    ("double", "(setsid sh -c 'echo $$ >double; exec sleep 1000' &)"),
-    ("daemon", "(setsid sh -c 'echo $$ >daemon; exec sleep 1000' >/dev/null 2>&1 </dev/null &)"),
-    ("deaf", "(setsid sh -c 'trap \"\" TERM; echo $$ >deaf; while :; do sleep 0.1; done' &)"),
+    ("double", "(setsid sh -c 'echo $$ >double; exec sleep 1000' &);"),
+    ("daemon", "(setsid sh -c 'echo $$ >daemon; exec sleep 1000' >/dev/null 2>&1 </dev/null &);"),
+    ("deaf", "(setsid sh -c 'trap \"\" TERM; echo $$ >deaf; while :; do sleep 0.1; done' &);"),
 ];
 
 fn hiding() -> String {

@@ -186,7 +186,8 @@ pub async fn down(caller: &Caller, force: bool) -> Result<ExitCode, Failure> {
         }
         tokio::time::sleep(GONE_POLL).await;
     }
-    anstream::println!("{up} processes stopped; the supervisor with pid {pid} has ended");
+    let count = if up == 1 { "1 process".to_owned() } else { format!("{up} processes") };
+    anstream::println!("{count} stopped; the supervisor with pid {pid} has ended");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -114,6 +114,8 @@ impl Plan {
             output: OutputArgs {
                 time: if flags.logtime { Stamp::Seconds } else { Stamp::Off },
                 log_keep: 5,
+                // As goreman, it ends without a word.
+                no_summary: true,
                 ..OutputArgs::default()
             },
             rpc: flags.rpc_server.then(|| flags.clone()),

@@ -146,7 +146,7 @@ impl Place {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Start the processes of the Procfile and stay with them, or with -d leave them in the background
-    Up(UpArgs),
+    Up(Box<UpArgs>),
     /// Stop every process and end the supervisor
     Down(DownArgs),
     /// Show the processes: state, pids, uptime, use of the machine, ports; of cluster members role, term, index and size
@@ -305,7 +305,7 @@ fn run(line: Line, words: &[OsString]) -> Result<ExitCode, Failure> {
         std::env::set_current_dir(directory).map_err(failed)?;
     }
     match task {
-        Task::Up(args) => up(&place, args, words),
+        Task::Up(args) => up(&place, *args, words),
         Task::Check(args) => Ok(stack::check(&args)),
         // `takes` has sent them elsewhere; with an unusual flag in front they may still come here.
         Task::Start(_) | Task::Run(_) | Task::Export(_) | Task::Version(_) => {

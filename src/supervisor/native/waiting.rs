@@ -76,7 +76,9 @@ impl From<ControlError> for WaitError {
 
 fn readiness(process: &ProcessStatus) -> Standing {
     let view = &process.view;
-    let why = view.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    // How it ended is said anyway.
+    let is_exit = |why: &&String| why.starts_with("exit status ") || why.starts_with("signal: ");
+    let why = view.why.as_ref().filter(|why| !is_exit(why)).map(|why| format!(": {why}")).unwrap_or_default();
     let ended = || match &view.last_exit {
         Some(exit) => match (exit.code, exit.signal) {
             (Some(code), _) => format!("it has ended with exit code {code}{why}"),

@@ -405,10 +405,10 @@ impl Feed {
 
     async fn show(&self, sheet: Sheet<'_>) -> u64 {
         let Sheet { shown, shown_lines, merged, ended, .. } = sheet;
-        if let Some(files) = self.shared.files.as_ref().filter(|_| !merged.is_empty()) {
-            if let Some(file) = files.file {
-                files.files.write(file, merged).await;
-            }
+        if let Some(files) = self.shared.files.as_ref().filter(|_| !merged.is_empty())
+            && let Some(file) = files.file
+        {
+            files.files.write(file, merged).await;
         }
         if !shown.is_empty() {
             self.shared.screen.lines(shown, shown_lines).await;

@@ -156,7 +156,7 @@ mod tests {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             let mut inner = self.0.lock().unwrap();
             inner.1 += 1;
-            if inner.1 % 2 == 0 {
+            if inner.1.is_multiple_of(2) {
                 return Err(ErrorKind::WouldBlock.into());
             }
             let count = bytes.len().min(1000);

@@ -120,8 +120,7 @@ impl Terminal {
 
     /// Types to the process. Keys for an interrupt and for quitting are signals, as long as the process lets them be.
     pub async fn type_in(&self, bytes: &[u8]) -> io::Result<()> {
-        let keys_signal =
-            tcgetattr(&*self.input).is_ok_and(|modes| modes.local_flags.contains(LocalFlags::ISIG));
+        let keys_signal = tcgetattr(&*self.input).is_ok_and(|modes| modes.local_flags.contains(LocalFlags::ISIG));
         let is_key = |byte: &u8| keys_signal && matches!(*byte, INTERRUPT | QUIT);
         for piece in bytes.split_inclusive(is_key) {
             match piece.split_last() {
@@ -204,10 +203,8 @@ impl Place {
     /// The start with this group has ended.
     pub fn leave(&self, group: i32) {
         let mut place = self.lock();
-        if place.as_ref().is_some_and(|terminal| terminal.group.as_raw() == group) {
-            if let Some(terminal) = place.take() {
-                terminal.ended.send_replace(true);
-            }
+        if let Some(terminal) = place.take_if(|terminal| terminal.group.as_raw() == group) {
+            terminal.ended.send_replace(true);
         }
     }
 
