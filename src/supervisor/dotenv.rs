@@ -60,6 +60,7 @@ fn key(text: &str) -> Result<(String, &str), String> {
     for (at, letter) in body.char_indices() {
         match letter {
             '=' | ':' => return Ok((body[..at].trim().to_owned(), &body[at + 1..])),
+            '\n' => break,
             '_' | '.' | ' ' | '\t' => {}
             _ if letter.is_alphanumeric() => {}
             _ => return Err(format!("unexpected character {letter:?} in variable name near {line:?}")),
