@@ -312,6 +312,10 @@ mod tests {
             .spawn()
             .unwrap();
         let seen = Seen::of(i32::try_from(child.id()).unwrap()).expect("it is there");
+        // The kernel lets us go on a moment before the new program's environment can be read.
+        while !seen.is_marked("12-ab") {
+            std::thread::yield_now();
+        }
         for mark in ["12-ab", "12-ab.1.1", "13-cd", "13-cd.2.3"] {
             assert!(seen.is_marked(mark), "{mark}");
         }
