@@ -172,7 +172,20 @@ impl AsyncRead for TerminalReader {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let TerminalReader { output, watched } = self.get_mut();
         let before = buffer.filled().len();
-        match ready!(Pin::new(output).poll_read(context, buffer)) {
+        // A read that fills less than there is room empties a pipe, but not a terminal, which gives a piece at a time: so
+        // nobody would wake us for the rest. What is there already is taken here.
+        let there = rustix::io::read(output.as_fd(), buffer.initialize_unfilled());
+        let read = match there {
+            Ok(count) => {
+                buffer.advance(count);
+                Ok(())
+            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
+                ready!(Pin::new(output).poll_read(context, buffer))
+            }
+            Err(error) => Err(error.into()),
+        };
+        match read {
             // Nobody has the other side open any more: this is how a terminal ends.
             Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => return Poll::Ready(Ok(())),
             Err(error) => return Poll::Ready(Err(error)),
