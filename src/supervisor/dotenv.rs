@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(line("A=1\n# c\n\nB=\"two\nlines\"\nnonsense\n"), 6);
         assert_eq!(line("A=1\nB=\"open\nfor ever\n"), 2);
         let error = parse("A=1\r\nnonsense\r\n").unwrap_err();
-        assert_eq!(error.to_string(), "line 2: unexpected character '\\n' in variable name near \"nonsense\"");
+        assert_eq!(error.to_string(), "line 2: no \"=\" in \"nonsense\"");
     }
 
     #[test]

@@ -137,7 +137,7 @@ mod tests {
         let stopped = load(&format!("{bad},{two}"), Manner::Original, &set).unwrap();
         assert!(stopped.is_empty(), "goreman stops at the first bad file without a word");
         let error = load(&format!("{one},{bad}"), Manner::Native, &set).unwrap_err();
-        assert_eq!(error, format!("{bad}:2: unexpected character '\\n' in variable name near \"nonsense\""));
+        assert_eq!(error, format!("{bad}:2: no \"=\" in \"nonsense\""));
     }
 
     #[test]
