@@ -249,8 +249,12 @@ mod tests {
         let (ours, theirs) = open(Size { columns: 61, rows: 17 }).unwrap();
         let script = "test -t 1 && stty size; trap 'stty size; echo wound' WINCH; trap 'echo told; exit 3' INT; \
                       read word; echo got $word; while :; do sleep 0.05; done";
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", script]).stdin(theirs.try_clone().unwrap()).stdout(theirs.try_clone().unwrap());
+        // A shell cannot trap what it was started to ignore, as tests in the background of a script are.
+        let mut command = Command::new("env");
+        command
+            .args(["--default-signal", "/bin/sh", "-c", script])
+            .stdin(theirs.try_clone().unwrap())
+            .stdout(theirs.try_clone().unwrap());
         let mut child = command.stderr(theirs).process_group(0).spawn().unwrap();
         drop(command);
         let (terminal, mut reader) = Terminal::new(ours, i32::try_from(child.id()).unwrap()).unwrap();
