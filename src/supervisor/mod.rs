@@ -34,6 +34,7 @@ pub mod process;
 pub mod procfile;
 pub mod procinfo;
 pub mod project;
+pub mod reload;
 pub mod restart;
 pub mod rolling;
 pub mod settings;

@@ -24,7 +24,7 @@ const PORT_STEP: u64 = 100;
 /// Instances of one entry: their ports must not reach those of the next one.
 const INSTANCES_MAX: u64 = PORT_STEP;
 /// In front of the names of variables by which processes find each other's ports.
-const PORT_OF: &str = "QUORATE_PORT_";
+pub const PORT_OF: &str = "QUORATE_PORT_";
 /// In a formation: every entry that is not named.
 const ALL: &str = "all";
 /// `check --strict` found something to warn of, or there is nothing to run.

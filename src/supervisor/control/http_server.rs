@@ -15,7 +15,9 @@ use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream;
 use http::Method;
 use http::Request;
 use http::Response;
@@ -27,7 +29,9 @@ use http::header::UPGRADE;
 use http_body_util::BodyExt;
 use http_body_util::Full;
 use http_body_util::Limited;
+use http_body_util::StreamBody;
 use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Frame;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
@@ -49,6 +53,8 @@ use crate::supervisor::control::messages::EndRequest;
 use crate::supervisor::control::messages::LinkAnswer;
 use crate::supervisor::control::messages::ProcessStatus;
 use crate::supervisor::control::messages::Refusal;
+use crate::supervisor::control::messages::ReloadRequest;
+use crate::supervisor::control::messages::Reloading;
 use crate::supervisor::control::messages::Status;
 use crate::supervisor::control::messages::SupervisorView;
 use crate::supervisor::control::query::Query;
@@ -72,6 +78,7 @@ use crate::supervisor::procinfo::GroupInfo;
 use crate::supervisor::procinfo::Listeners;
 use crate::supervisor::procinfo::Table;
 use crate::supervisor::project::Holder;
+use crate::supervisor::reload::Definition;
 use crate::supervisor::rolling::RollingRequest;
 use crate::supervisor::targets;
 use crate::supervisor::targets::Candidate;
@@ -111,11 +118,24 @@ pub struct Entry {
     pub member: Option<Member>,
 }
 
+/// What the files say when they are read again.
+pub struct Reread {
+    pub definitions: Vec<Definition>,
+    pub entries: Vec<Entry>,
+    /// Sentences with file and line.
+    pub warnings: Vec<String>,
+}
+
+/// Reads them: the error is a sentence with file and line.
+pub type Reader = Arc<dyn Fn() -> Result<Reread, String> + Send + Sync>;
+
 /// What the socket serves, and from what.
 pub struct Sources {
     pub handle: Handle,
     pub holder: Holder,
+    /// Until a reload.
     pub entries: Vec<Entry>,
+    pub reader: Reader,
     pub output: Output,
     pub journal: Journal,
     /// `None` where no member has a relay.
@@ -125,6 +145,7 @@ pub struct Sources {
 /// The server's side of all connections.
 pub struct Control {
     sources: Sources,
+    entries: Mutex<Arc<Vec<Entry>>>,
     started: Instant,
     stop: watch::Receiver<bool>,
     campaigns: Campaigns,
@@ -143,8 +164,16 @@ impl From<Ending> for Refused {
 
 impl Control {
     /// One that serves until `stop` says so.
-    pub fn new(sources: Sources, stop: watch::Receiver<bool>) -> Control {
-        Control { sources, started: Instant::now(), stop, campaigns: Campaigns::default(), sample: Mutex::new(None) }
+    pub fn new(mut sources: Sources, stop: watch::Receiver<bool>) -> Control {
+        let entries = Mutex::new(Arc::new(std::mem::take(&mut sources.entries)));
+        let (started, campaigns, sample) = (Instant::now(), Campaigns::default(), Mutex::new(None));
+        Control { sources, entries, started, stop, campaigns, sample }
+    }
+
+    /// The processes of the Procfile as it was read last.
+    fn entries(&self) -> Arc<Vec<Entry>> {
+        // Each assignment leaves a whole list.
+        Arc::clone(&self.entries.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Serves until the stop, and then until the answers that are owed have left.
@@ -217,6 +246,10 @@ impl Control {
                 Ok(request) => self.act(request, by).await.and_then(|done| json(&done)),
                 Err(refused) => Err(refused),
             },
+            (&Method::POST, "/v1/reload") => match read(body).await {
+                Ok(request) => self.reload(request, by).await,
+                Err(refused) => Err(refused),
+            },
             (&Method::POST, "/v1/end") => match read::<EndRequest>(body).await {
                 Ok(request) => {
                     self.sources.handle.end(request.force, by).await.map_err(Refused::from).and_then(|()| json(&()))
@@ -260,8 +293,8 @@ impl Control {
         })
     }
 
-    fn member(&self, name: &str) -> Option<&Member> {
-        self.sources.entries.iter().find(|entry| entry.name == name)?.member.as_ref()
+    fn member(&self, name: &str) -> Option<Member> {
+        self.entries().iter().find(|entry| entry.name == name)?.member.clone()
     }
 
     /// What the groups use, on a thread of its own: /proc may be long.
@@ -371,7 +404,7 @@ impl Control {
     fn scene(&self, by: Requester) -> Scene {
         Scene {
             handle: self.sources.handle.clone(),
-            members: self.sources.entries.iter().filter_map(|entry| entry.member.clone()).collect(),
+            members: self.entries().iter().filter_map(|entry| entry.member.clone()).collect(),
             links: self.sources.links.clone(),
             journal: self.sources.journal.clone(),
             by,
@@ -417,10 +450,39 @@ impl Control {
 
     fn environment(&self, query: &Query) -> Result<Vec<(String, String)>, Refused> {
         let name = query.value("name").unwrap_or_default();
-        let entry = self.sources.entries.iter().find(|entry| entry.name == name);
-        let known = || self.sources.entries.iter().map(|entry| entry.name.clone()).collect();
+        let entries = self.entries();
+        let entry = entries.iter().find(|entry| entry.name == name);
+        let known = || entries.iter().map(|entry| entry.name.clone()).collect();
         let unknown = || TargetError::Unknown { unknown: vec![name.to_owned()], known: known() };
         entry.map(|entry| entry.environment.clone()).ok_or_else(|| refused_target(&unknown()))
+    }
+
+    /// Reads everything again and makes it so. Told in two lines: what is to be done, and what came of it.
+    async fn reload(&self, request: ReloadRequest, by: Requester) -> Result<Response<Body>, Refused> {
+        let refused = |error: String| Refused(StatusCode::UNPROCESSABLE_ENTITY, error);
+        let reader = Arc::clone(&self.sources.reader);
+        // On a thread of its own: a file may be slow to come.
+        let reread = tokio::task::spawn_blocking(move || reader()).await;
+        // It fails only if the runtime is ending.
+        let reread = reread.map_err(|_| Refused::from(Ending))?.map_err(refused)?;
+        let reloaded = self.sources.handle.reload(reread.definitions, request.dry_run, by).await?;
+        let (steps, results) = reloaded.map_err(refused)?;
+        if !request.dry_run {
+            *self.entries.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(reread.entries);
+        }
+        let plan = Reloading::Plan { steps, warnings: reread.warnings };
+        let done = async move {
+            let results = results.await.ok().filter(|_| !request.dry_run)?;
+            Some(Reloading::Done { results })
+        };
+        let told = stream::once(async { Some(plan) }).chain(stream::once(done));
+        let told = told.filter_map(|line| async {
+            // Our own types have no keys that are not texts, which is all that could fail.
+            let mut bytes = serde_json::to_vec(&line?).unwrap_or_default();
+            bytes.push(b'\n');
+            Some(Ok::<_, Infallible>(Frame::data(Bytes::from(bytes))))
+        });
+        lines(StreamBody::new(told).boxed_unsync())
     }
 
     async fn act(&self, request: ActionRequest, by: Requester) -> Result<ActionAnswer, Refused> {

@@ -6,6 +6,9 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 
+use crate::supervisor::reload::Definition;
+use crate::supervisor::reload::Step;
+
 /// The states that users see (supervisor.md 4.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -133,6 +136,15 @@ pub enum Call {
         by: Requester,
         answer: oneshot::Sender<Vec<NamedResult>>,
     },
+    /// These are all processes from now on; with `dry_run` they would be. `plan` is answered first, `answer` when the plan
+    /// is carried out.
+    Reload {
+        definitions: Vec<Definition>,
+        dry_run: bool,
+        by: Requester,
+        plan: oneshot::Sender<Result<Vec<Step>, String>>,
+        answer: oneshot::Sender<Vec<NamedResult>>,
+    },
     /// Stops everything and ends the supervisor; `force` kills at once. Answered when everything has stopped.
     End {
         force: bool,
@@ -167,6 +179,18 @@ impl Handle {
     pub async fn tell(&self, action: Action, names: Vec<String>, by: Requester) -> Result<(), Ending> {
         let (answer, _unheard) = oneshot::channel();
         self.0.send(Call::Act { action, names, by, answer }).await.map_err(|_| Ending)
+    }
+
+    /// The plan of a reload, and where its results come; or why nothing is done.
+    pub async fn reload(
+        &self,
+        definitions: Vec<Definition>,
+        dry_run: bool,
+        by: Requester,
+    ) -> Result<Result<(Vec<Step>, oneshot::Receiver<Vec<NamedResult>>), String>, Ending> {
+        let (answer, results) = oneshot::channel();
+        let planned = self.call(|plan| Call::Reload { definitions, dry_run, by, plan, answer }).await?;
+        Ok(planned.map(|steps| (steps, results)))
     }
 
     pub async fn end(&self, force: bool, by: Requester) -> Result<(), Ending> {

@@ -26,6 +26,7 @@ use crate::supervisor::control::messages::LinkAnswer;
 use crate::supervisor::control::messages::Status;
 use crate::supervisor::control::query::Query;
 use crate::supervisor::control::vocabulary::Action;
+use crate::supervisor::control::vocabulary::NamedResult;
 use crate::supervisor::links::LinkCommand;
 
 /// How long an ended supervisor may take to be gone.
@@ -150,18 +151,28 @@ async fn act(caller: &Caller, whom: TargetArgs, action: Action) -> Result<ExitCo
     let TargetArgs { targets, no_wait, timeout } = whom;
     let request = ActionRequest { targets, action, no_wait, timeout_ms: timeout.map(millis) };
     let ActionAnswer { results, timed_out } = caller.post("/v1/actions", &request).await?;
+    Ok(report(&results, timed_out))
+}
+
+/// Says what came of an action for each name: the exit code.
+pub fn report(results: &[NamedResult], timed_out: bool) -> ExitCode {
     let width = results.iter().map(|result| result.name.chars().count()).max().unwrap_or_default();
-    for result in &results {
+    for result in results {
         let line = format!("{:width$}  {}", result.name, result.text);
         if result.ok { anstream::println!("{line}") } else { anstream::eprintln!("{line}") }
     }
     let failed = results.iter().filter(|result| !result.ok).count();
-    Ok(match failed {
+    exit_code(failed, results.len(), timed_out)
+}
+
+/// Of so many of which so many failed.
+pub fn exit_code(failed: usize, all: usize, timed_out: bool) -> ExitCode {
+    match failed {
         0 => ExitCode::SUCCESS,
         _ if timed_out => ExitCode::from(EXIT_TIMEOUT),
-        all if all == results.len() => ExitCode::from(EXIT_FAILED),
+        _ if failed == all => ExitCode::from(EXIT_FAILED),
         _ => ExitCode::from(EXIT_PARTIALLY),
-    })
+    }
 }
 
 pub async fn links(caller: &Caller, command: &LinkCommand) -> Result<ExitCode, Failure> {

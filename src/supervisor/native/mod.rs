@@ -15,6 +15,7 @@ mod detach;
 mod launch;
 mod logs;
 mod preflight;
+mod reload;
 mod table;
 mod waiting;
 
@@ -168,6 +169,8 @@ enum Task {
     Resume(act::TargetArgs),
     #[command(flatten)]
     Links(LinkCommand),
+    /// Read the Procfile, env files and settings again, and start, stop and restart what is new, gone or changed
+    Reload(reload::ReloadArgs),
     /// Restart the members of a cluster one at a time, the leader last, never without a quorum
     RollingRestart(RollingArgs),
     /// Do to a cluster what a seed chooses: kill, pause, restart, partition, delay; Ctrl-C ends it and takes all back
@@ -329,6 +332,7 @@ async fn ask(place: &Place, task: Task) -> Result<ExitCode, Failure> {
         Task::Pause(args) => act::pause(&caller, args).await,
         Task::Resume(args) => act::resume(&caller, args).await,
         Task::Links(command) => act::links(&caller, &command).await,
+        Task::Reload(args) => reload::reload(&caller, &args).await,
         Task::RollingRestart(args) => campaign::rolling(&caller, &args).await,
         Task::Chaos(args) => campaign::chaos(&caller, &args).await,
         Task::Wait(args) => waiting::wait(&caller, &args).await,
@@ -446,6 +450,8 @@ mod tests {
             "partition a | b",
             "chaos --seed 7 --keep-quorum --duration 2m --interval 1s --faults kill,pause",
             "rolling-restart followers --pause-between 1s",
+            "reload --dry-run --json",
+            "reload --timeout 5s",
             "exec web -- env -x",
             "wait --for exit web",
             "ps --watch --procfile P",

@@ -17,7 +17,8 @@ use crate::supervisor::supervise::Supervisor;
 impl Supervisor {
     pub(super) fn views(&self) -> Vec<ProcessView> {
         let now = Instant::now();
-        self.slots.iter().filter(|slot| !slot.shadowed).map(|slot| slot.view(now)).collect()
+        let slots = self.listed().into_iter().map(|index| &self.slots[index]);
+        slots.filter(|slot| !slot.shadowed).map(|slot| slot.view(now)).collect()
     }
 }
 
