@@ -37,6 +37,7 @@ pub mod project;
 pub mod reload;
 pub mod restart;
 pub mod rolling;
+pub mod roster;
 pub mod settings;
 pub mod stack;
 pub mod supervise;

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::supervisor::settings::Settings;
 use crate::supervisor::stack::PORT_OF;
+use crate::supervisor::stack::port_variable_of;
 
 /// A process as the files say it is to be.
 #[derive(Clone, Debug)]
@@ -130,9 +131,10 @@ fn changed_variables(old: &Definition, new: &Definition) -> Vec<String> {
     let map = |definition: &Definition| -> BTreeMap<String, String> { definition.environment.iter().cloned().collect() };
     let (before, after) = (map(old), map(new));
     let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let own = port_variable_of(&new.name);
     let differs = |name: &&String| match (before.get(*name), after.get(*name)) {
         // Told as the port.
-        _ if *name == "PORT" => false,
+        _ if *name == "PORT" || **name == own => false,
         (Some(before), Some(after)) => before != after,
         _ => !name.starts_with(PORT_OF),
     };
@@ -208,6 +210,7 @@ mod tests {
         let standing = Standing { definition: definition("a 0: x @ grace=3s"), is_stopped: false };
         assert_eq!(plan(&[standing], &[moved])[0].step, StepKind::Unchanged);
         check(&["a 0: x $ QUORATE_PORT_B=1"], &["a 0: x $ QUORATE_PORT_C=1"], &["unchanged a"]);
+        check(&["a 0: x $ QUORATE_PORT_A=1"], &["a 0: x $ QUORATE_PORT_A=2"], &["unchanged a"]);
         let why = "restart a (its environment changed: QUORATE_PORT_B)";
         check(&["a 0: x $ QUORATE_PORT_B=1"], &["a 0: x $ QUORATE_PORT_B=2"], &[why]);
     }

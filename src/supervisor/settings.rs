@@ -20,6 +20,24 @@ use regex::bytes::Regex;
 
 use crate::common::go_duration;
 
+/// What users are told of it.
+pub const HELP: &str = "\
+Settings of a process stand in comments of the Procfile, which goreman passes over; @* is for all:
+  # @web ready=http=http://127.0.0.1:5000/health restart=on-failure pre-start='./migrate up'
+
+  ready=PROBE          sd-notify, http=URL (with status=CODE), tcp=HOST:PORT, log=REGEX, exec=COMMAND or delay=DURATION
+  interval= timeout=   between two looks (100ms), and until it must be ready (60s)
+  stop= grace=         the signal that asks it to end (TERM), and how long until it is killed (10s)
+  restart=POLICY       no, on-failure, always or unless-stopped; restart-max=N ends in a row (10)
+  success=CODES        exit codes that are no failure (0); can-exit: its good end ends nothing else
+  after=NAME[:WHAT]    starts when NAME is started, ready or exited-ok; several with commas
+  pre-start=COMMAND    runs before each start, in its environment and directory: if it fails, the start has failed
+  post-stop=COMMAND    runs when nothing is left of it, however it ended
+  hook-timeout=        how long either may run until all of it is killed (60s)
+  env-file= cwd= tty   further variables, its directory, a terminal of its own (attach)
+  data-dir=DIR         what restart --clean and member replace remove
+  relay=PORT:PORT      of a member: where the others reach it, and where it listens (partition, delay, drop)";
+
 /// Between asking a process to stop and killing it.
 pub const GRACE: Duration = Duration::from_secs(10);
 /// Between two looks at a process that is not ready; it grows while nothing changes.

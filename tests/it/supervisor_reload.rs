@@ -97,7 +97,9 @@ fn processes_that_swap_their_ports_wait_for_each_other() {
     stack.check("up -d --wait", 0);
     stack.write("Procfile", &format!("# @* ready=log=up\nb: {command}\na: {command}\n"));
     let out = stack.check("reload", 0);
-    assert!(out.starts_with("restart b (its PORT 5100 becomes 5000)\nrestart a (its PORT 5000 becomes 5100)\n"), "{out}");
+    let plan = "restart b (its PORT 5100 becomes 5000; its environment changed: QUORATE_PORT_A)\n\
+                restart a (its PORT 5000 becomes 5100; its environment changed: QUORATE_PORT_B)\n";
+    assert!(out.starts_with(plan), "{out}");
     stack.check("wait --timeout 60s", 0);
     assert_eq!(stack.check("ps --short", 0), "b:ready a:ready\n");
     stack.check("down", 0);

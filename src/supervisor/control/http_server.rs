@@ -60,6 +60,7 @@ use crate::supervisor::control::messages::SupervisorView;
 use crate::supervisor::control::query::Query;
 use crate::supervisor::control::streams;
 use crate::supervisor::control::streams::Wanted;
+use crate::supervisor::control::vocabulary::Action;
 use crate::supervisor::control::vocabulary::Ending;
 use crate::supervisor::control::vocabulary::Handle;
 use crate::supervisor::control::vocabulary::NamedResult;
@@ -80,6 +81,10 @@ use crate::supervisor::procinfo::Table;
 use crate::supervisor::project::Holder;
 use crate::supervisor::reload::Definition;
 use crate::supervisor::rolling::RollingRequest;
+use crate::supervisor::roster::Change;
+use crate::supervisor::roster::Place;
+use crate::supervisor::roster::Roster;
+use crate::supervisor::roster::RosterRequest;
 use crate::supervisor::targets;
 use crate::supervisor::targets::Candidate;
 use crate::supervisor::targets::Role;
@@ -116,6 +121,8 @@ pub struct Entry {
     /// What it finds in its environment beside what we were started with.
     pub environment: Vec<(String, String)>,
     pub member: Option<Member>,
+    /// Its settings name what a start with clean data removes.
+    pub has_data_dir: bool,
 }
 
 /// What the files say when they are read again.
@@ -149,6 +156,8 @@ pub struct Control {
     started: Instant,
     stop: watch::Receiver<bool>,
     campaigns: Campaigns,
+    /// Members are changed one at a time.
+    turn: Arc<tokio::sync::Mutex<()>>,
     /// The last look at /proc, for CPU use.
     sample: Mutex<Option<(Instant, Arc<Table>)>>,
 }
@@ -167,7 +176,7 @@ impl Control {
     pub fn new(mut sources: Sources, stop: watch::Receiver<bool>) -> Control {
         let entries = Mutex::new(Arc::new(std::mem::take(&mut sources.entries)));
         let (started, campaigns, sample) = (Instant::now(), Campaigns::default(), Mutex::new(None));
-        Control { sources, entries, started, stop, campaigns, sample }
+        Control { sources, entries, started, stop, campaigns, turn: Arc::default(), sample }
     }
 
     /// The processes of the Procfile as it was read last.
@@ -244,6 +253,10 @@ impl Control {
             (&Method::GET, "/v1/environment") => self.environment(&query).and_then(|found| json(&found)),
             (&Method::POST, "/v1/actions") => match read(body).await {
                 Ok(request) => self.act(request, by).await.and_then(|done| json(&done)),
+                Err(refused) => Err(refused),
+            },
+            (&Method::POST, "/v1/members") => match read(body).await {
+                Ok(request) => self.change_members(request, by).await.and_then(|done| json(&done)),
                 Err(refused) => Err(refused),
             },
             (&Method::POST, "/v1/reload") => match read(body).await {
@@ -487,25 +500,73 @@ impl Control {
 
     async fn act(&self, request: ActionRequest, by: Requester) -> Result<ActionAnswer, Refused> {
         let names = self.names(&request.targets).await?;
+        let replaced = self.replaced(&request.action, &names, &by).await?;
         let one = async |name: String| -> Result<(Vec<NamedResult>, bool), Ending> {
+            if let Some(change) = replaced.filter(|_| self.member(&name).is_some()) {
+                return self.change_one(name, change, false, (request.no_wait, request.timeout_ms), &by).await;
+            }
             if request.no_wait {
                 self.sources.handle.tell(request.action.clone(), vec![name.clone()], by.clone()).await?;
-                return Ok((vec![NamedResult { name, ok: true, text: "asked for".to_owned() }], false));
+                return Ok((vec![asked_for(name)], false));
             }
             let acted = self.sources.handle.act(request.action.clone(), vec![name.clone()], by.clone());
-            let Some(timeout) = request.timeout_ms.map(Duration::from_millis) else { return Ok((acted.await?, false)) };
-            match tokio::time::timeout(timeout, acted).await {
-                Ok(done) => Ok((done?, false)),
-                Err(_) => {
-                    let text = format!("not done within {timeout:?}; it goes on");
-                    Ok((vec![NamedResult { name, ok: false, text }], true))
-                }
-            }
+            within(request.timeout_ms, name, acted).await
         };
         // One call a name: who is done says so whatever the others do.
-        let done: Result<Vec<_>, Ending> = join_all(names.into_iter().map(one)).await.into_iter().collect();
-        let (results, late): (Vec<_>, Vec<bool>) = done?.into_iter().unzip();
-        Ok(ActionAnswer { results: results.concat(), timed_out: late.contains(&true) })
+        gather(join_all(names.into_iter().map(one)).await)
+    }
+
+    /// How members restart with clean data: they leave their cluster and come in anew, unless all of it begins anew. Then
+    /// nobody is started before all are down: those with data would know the others for whom they were.
+    async fn replaced(&self, action: &Action, names: &[String], by: &Requester) -> Result<Option<Change>, Refused> {
+        let Action::Restart { delay_ms, clean: true } = action else { return Ok(None) };
+        let entries = self.entries();
+        let members: Vec<String> =
+            entries.iter().filter(|entry| entry.member.is_some()).map(|entry| entry.name.clone()).collect();
+        if members.iter().any(|member| !names.contains(member)) {
+            return Ok(Some(Change::Replace { delay_ms: *delay_ms }));
+        }
+        for member in &members {
+            self.sources.handle.append(member.clone(), None).await?;
+        }
+        if members.len() > 1 {
+            self.sources.handle.act(Action::Stop, members, by.clone()).await?;
+        }
+        Ok(None)
+    }
+
+    async fn change_members(&self, request: RosterRequest, by: Requester) -> Result<ActionAnswer, Refused> {
+        let names = self.names(&request.names).await?;
+        let patience = (request.no_wait, request.timeout_ms);
+        let one = async |name: String| self.change_one(name, request.change, request.force, patience, &by).await;
+        gather(join_all(names.into_iter().map(one)).await)
+    }
+
+    /// Goes on to its end, whether it is waited for or not.
+    async fn change_one(
+        &self,
+        name: String,
+        change: Change,
+        force: bool,
+        (no_wait, timeout_ms): (bool, Option<u64>),
+        by: &Requester,
+    ) -> Result<(Vec<NamedResult>, bool), Ending> {
+        let action = serde_json::to_string(&change).unwrap_or_default();
+        self.sources.journal.record(Some(&name), What::Request { action, by: by.clone() });
+        let entries = self.entries();
+        let place = |entry: &Entry| Some(Place { member: entry.member.clone()?, has_data_dir: entry.has_data_dir });
+        let roster = Roster {
+            handle: self.sources.handle.clone(),
+            places: Arc::new(entries.iter().filter_map(place).collect()),
+            by: by.clone(),
+            turn: Arc::clone(&self.turn),
+        };
+        let task = tokio::spawn(roster.change(name.clone(), change, force));
+        if no_wait {
+            return Ok((vec![asked_for(name)], false));
+        }
+        // It fails only if the runtime is ending.
+        within(timeout_ms, name, async { task.await.map(|result| vec![result]).map_err(|_| Ending) }).await
     }
 
     /// The names that are meant. A role that nobody has is waited for: an election may be under way.
@@ -549,6 +610,32 @@ impl Control {
     fn candidate(&self, view: &ProcessView) -> Candidate {
         Candidate { name: view.name.clone(), is_member: self.member(&view.name).is_some(), role: None }
     }
+}
+
+fn asked_for(name: String) -> NamedResult {
+    NamedResult { name, ok: true, text: "asked for".to_owned() }
+}
+
+/// What came of it in this time, and whether that was too short.
+async fn within(
+    timeout_ms: Option<u64>,
+    name: String,
+    acted: impl Future<Output = Result<Vec<NamedResult>, Ending>>,
+) -> Result<(Vec<NamedResult>, bool), Ending> {
+    let Some(timeout) = timeout_ms.map(Duration::from_millis) else { return Ok((acted.await?, false)) };
+    match tokio::time::timeout(timeout, acted).await {
+        Ok(done) => Ok((done?, false)),
+        Err(_) => {
+            let text = format!("not done within {timeout:?}; it goes on");
+            Ok((vec![NamedResult { name, ok: false, text }], true))
+        }
+    }
+}
+
+fn gather(done: Vec<Result<(Vec<NamedResult>, bool), Ending>>) -> Result<ActionAnswer, Refused> {
+    let done: Result<Vec<_>, Ending> = done.into_iter().collect();
+    let (results, late): (Vec<_>, Vec<bool>) = done?.into_iter().unzip();
+    Ok(ActionAnswer { results: results.concat(), timed_out: late.contains(&true) })
 }
 
 /// Resolves at the end. What the channel lends is given back at once: it must not be held while others are waited for.

@@ -10,6 +10,7 @@
 //!  POST /v1/links      LinkRequest    ▶  LinkAnswer
 //!  POST /v1/chaos      ChaosRequest   ▶  a Progress a line
 //!  POST /v1/rolling-restart  RollingRequest  ▶  a Progress a line
+//!  POST /v1/members    RosterRequest  ▶  ActionAnswer
 //!  POST /v1/reload     ReloadRequest  ▶  a Reloading a line: the plan, then what came of it
 //!  POST /v1/end        EndRequest     ▶  null once everything has stopped
 //! ```

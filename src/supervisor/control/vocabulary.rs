@@ -69,6 +69,9 @@ pub struct ProcessView {
     pub uptime_ms: Option<u64>,
     /// From start to ready, of this start.
     pub ready_after_ms: Option<u64>,
+    /// Since its probe has passed for the first time in this start.
+    #[serde(default)]
+    pub ready_ms: Option<u64>,
     /// Starts after the first, whoever asked for them.
     pub restarts: u64,
     pub last_exit: Option<LastExit>,
@@ -145,6 +148,12 @@ pub enum Call {
         plan: oneshot::Sender<Result<Vec<Step>, String>>,
         answer: oneshot::Sender<Vec<NamedResult>>,
     },
+    /// From the next start on these words stand behind its command.
+    Append {
+        name: String,
+        words: Option<String>,
+        answer: oneshot::Sender<()>,
+    },
     /// Stops everything and ends the supervisor; `force` kills at once. Answered when everything has stopped.
     End {
         force: bool,
@@ -191,6 +200,11 @@ impl Handle {
         let (answer, results) = oneshot::channel();
         let planned = self.call(|plan| Call::Reload { definitions, dry_run, by, plan, answer }).await?;
         Ok(planned.map(|steps| (steps, results)))
+    }
+
+    /// Lets these words stand behind a process's command, from its next start on.
+    pub async fn append(&self, name: String, words: Option<String>) -> Result<(), Ending> {
+        self.call(|answer| Call::Append { name, words, answer }).await
     }
 
     pub async fn end(&self, force: bool, by: Requester) -> Result<(), Ending> {

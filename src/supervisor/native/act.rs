@@ -41,13 +41,13 @@ const EXIT_NOT_RUNNABLE: u8 = 126;
 pub struct TargetArgs {
     /// Names, patterns, roles, or all
     #[arg(required = true, value_name = "NAME")]
-    targets: Vec<String>,
+    pub targets: Vec<String>,
     /// Return as soon as it is asked for
     #[arg(long)]
-    no_wait: bool,
+    pub no_wait: bool,
     /// Give up waiting after this time; what was asked for goes on
     #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "no_wait")]
-    timeout: Option<Duration>,
+    pub timeout: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -63,7 +63,8 @@ pub struct RestartArgs {
     /// How long it stays down
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     delay: Option<Duration>,
-    /// Remove its data directory while it is down (the data-dir= of its settings)
+    /// Remove its data directory while it is down (the data-dir= of its settings); a member of a cluster leaves it and comes in
+    /// anew, which needs a quorum of the others; with all members named the cluster begins anew
     #[arg(long)]
     clean: bool,
 }
@@ -115,7 +116,7 @@ fn signal(text: &str) -> Result<Signal, String> {
     found.ok_or_else(|| format!("there is no signal \"{text}\""))
 }
 
-fn millis(duration: Duration) -> u64 {
+pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -316,7 +316,8 @@ fn define(
         let member = member(&process);
         let settings = settings.remove(&process.name).unwrap_or_default();
         let environment = environment_of(&process, &settings, programs)?;
-        entries.push(Entry { name: process.name.clone(), environment: environment.clone(), member });
+        let has_data_dir = settings.data_dir.is_some();
+        entries.push(Entry { name: process.name.clone(), environment: environment.clone(), member, has_data_dir });
         let Planned { name, command, place, port, .. } = process;
         definitions.push(Definition { name, command, environment, settings, place, port });
     }

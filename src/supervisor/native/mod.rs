@@ -14,6 +14,7 @@ mod campaign;
 mod detach;
 mod launch;
 mod logs;
+mod member;
 mod preflight;
 mod reload;
 mod table;
@@ -40,6 +41,7 @@ use crate::supervisor::output::args::OutputArgs;
 use crate::supervisor::project::Project;
 use crate::supervisor::project::ProjectError;
 use crate::supervisor::rolling::RollingArgs;
+use crate::supervisor::settings;
 use crate::supervisor::stack;
 use crate::supervisor::stack::CheckArgs;
 use crate::supervisor::stack::StackArgs;
@@ -147,6 +149,7 @@ impl Place {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Start the processes of the Procfile and stay with them, or with -d leave them in the background
+    #[command(after_help = settings::HELP)]
     Up(Box<UpArgs>),
     /// Stop every process and end the supervisor
     Down(DownArgs),
@@ -171,6 +174,8 @@ enum Task {
     Links(LinkCommand),
     /// Read the Procfile, env files and settings again, and start, stop and restart what is new, gone or changed
     Reload(reload::ReloadArgs),
+    /// Change who belongs to a cluster: add, promote, remove, replace members, and start and stop their processes with it
+    Member(member::MemberArgs),
     /// Restart the members of a cluster one at a time, the leader last, never without a quorum
     RollingRestart(RollingArgs),
     /// Do to a cluster what a seed chooses: kill, pause, restart, partition, delay; Ctrl-C ends it and takes all back
@@ -182,6 +187,7 @@ enum Task {
     /// Run a command with the environment of a process
     Exec(act::ExecArgs),
     /// Show which processes the Procfile names, and what is wrong with it
+    #[command(after_help = settings::HELP)]
     Check(CheckArgs),
     /// Start processes: of a running supervisor by name, else in the foreground as goreman does
     #[command(disable_help_flag = true)]
@@ -333,6 +339,7 @@ async fn ask(place: &Place, task: Task) -> Result<ExitCode, Failure> {
         Task::Resume(args) => act::resume(&caller, args).await,
         Task::Links(command) => act::links(&caller, &command).await,
         Task::Reload(args) => reload::reload(&caller, &args).await,
+        Task::Member(args) => member::member(&caller, args).await,
         Task::RollingRestart(args) => campaign::rolling(&caller, &args).await,
         Task::Chaos(args) => campaign::chaos(&caller, &args).await,
         Task::Wait(args) => waiting::wait(&caller, &args).await,
@@ -450,6 +457,8 @@ mod tests {
             "partition a | b",
             "chaos --seed 7 --keep-quorum --duration 2m --interval 1s --faults kill,pause",
             "rolling-restart followers --pause-between 1s",
+            "member add m4 --learner",
+            "member replace followers --force --timeout 1m",
             "reload --dry-run --json",
             "reload --timeout 5s",
             "exec web -- env -x",

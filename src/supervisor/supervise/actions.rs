@@ -134,6 +134,13 @@ impl Supervisor {
             // Whoever asked may have hung up: then nobody is told.
             Call::Views { answer } => drop(answer.send(self.views())),
             Call::Act { action, names, by, answer } => self.act(&action, &names, &by, answer),
+            Call::Append { name, words, answer } => {
+                if let Some(index) = self.find(&name) {
+                    self.slots[index].appended = words;
+                }
+                // Whoever asked may have hung up.
+                let _ = answer.send(());
+            }
             Call::Reload { definitions, dry_run, by, plan, answer } => {
                 self.reload(definitions, dry_run, &by, plan, answer);
             }
@@ -390,6 +397,7 @@ impl Supervisor {
             }
             if let Some(definition) = self.slots[index].next.take() {
                 self.slots[index].define(definition);
+                self.slots[index].appended = None;
             }
             if !start {
                 return Some(Ok("changed, and stays stopped".to_owned()));
@@ -411,7 +419,7 @@ impl Supervisor {
             }
             self.ask_to_stop(index, task);
         }
-        if !self.slots[index].process.is_down() {
+        if task.stage != Stage::Started && !self.slots[index].process.is_down() {
             return None;
         }
         if task.stage == Stage::Stopping {

@@ -150,6 +150,8 @@ pub struct Slot {
     /// Counts pauses, so that the end of one does not end the next.
     pauses: u64,
     tasks: VecDeque<Task>,
+    /// Words behind its command that the cluster has made necessary (`roster`).
+    appended: Option<String>,
     /// What a reload makes of it as soon as it is down.
     next: Option<Definition>,
     /// A reload has taken it out: the slot is empty.
@@ -178,11 +180,18 @@ impl Slot {
             asked: BTreeSet::new(),
             pauses: 0,
             tasks: VecDeque::new(),
+            appended: None,
             next: None,
             is_gone: false,
             notify: None,
             probing: None,
         }
+    }
+}
+
+impl Slot {
+    fn whole_command(&self) -> String {
+        self.appended.iter().fold(self.command.clone(), |command, words| format!("{command} {words}"))
     }
 }
 
@@ -595,7 +604,7 @@ impl Supervisor {
         let launch = Launch {
             index,
             generation: slot.process.generation,
-            command: slot.command.clone(),
+            command: slot.whole_command(),
             environment: environment.clone(),
             cwd: slot.settings.cwd.clone(),
             mark: slot.mark.clone(),

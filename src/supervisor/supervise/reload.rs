@@ -144,6 +144,7 @@ impl Supervisor {
                 }
                 Some(StepKind::Start) => {
                     self.slots[index].define(definition);
+                    self.slots[index].appended = None;
                     self.push_task(index, place, Kind::Enter, by);
                 }
                 _ => {

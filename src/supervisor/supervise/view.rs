@@ -43,6 +43,7 @@ impl Slot {
                 .filter(|_| alive)
                 .map(|started| millis(now.saturating_duration_since(started))),
             ready_after_ms: ready.map(|(ready, started)| millis(ready.saturating_duration_since(started))),
+            ready_ms: ready.map(|(ready, _)| millis(now.saturating_duration_since(ready))),
             restarts: process.generation.saturating_sub(1),
             last_exit: process.last.as_ref().map(|last| last_exit(last, now)),
             next_start_ms: next_start,
