@@ -378,7 +378,11 @@ mod tests {
         let check = |command: &str, name: &str, peer: &str, joins: bool, ends: bool| {
             let found = member(command).unwrap_or_else(|| panic!("{command} runs a member"));
             let expected = (name, vec![peer.to_owned()], joins, ends);
-            assert_eq!((found.name.as_str(), found.peer_urls, found.joins, found.ends_its_command), expected, "{command}");
+            assert_eq!(
+                (found.name.as_str(), found.peer_urls, found.joins, found.ends_its_command),
+                expected,
+                "{command}"
+            );
         };
         check("etcd", "default", "http://localhost:2380", false, true);
         let flags = "--name a --initial-advertise-peer-urls http://127.0.0.1:7";

@@ -1036,7 +1036,10 @@ mod tests {
         let hook = Effect::Hook(Hook::PostStop);
         let mut table = Table::up("post-stop=y restart=on-failure");
         assert_eq!(table.steps(&ends(THREE)), [ended(THREE), hook.clone()]);
-        assert_eq!((table.name(), table.process.has_leader(), table.process.is_alive()), (StateName::Stopping, true, true));
+        assert_eq!(
+            (table.name(), table.process.has_leader(), table.process.is_alive()),
+            (StateName::Stopping, true, true)
+        );
         assert_eq!(table.steps(&ends(ZERO)), [Effect::ArmBackoff(Duration::from_millis(100))]);
         // How it ends itself is only told.
         let mut table = Table::up("post-stop=y hook-timeout=2s");
@@ -1054,7 +1057,12 @@ mod tests {
         table.steps(&ends(ZERO));
         assert!(table.process.is_down());
         let killed = Exit::Signal(9);
-        check("post-stop=y", &[Input::Kill, Input::LeaderExited(killed), Input::Emptied], StateName::Exited, &[obeyed(killed)]);
+        check(
+            "post-stop=y",
+            &[Input::Kill, Input::LeaderExited(killed), Input::Emptied],
+            StateName::Exited,
+            &[obeyed(killed)],
+        );
         let mut table = Table::up("post-stop=y");
         table.steps(&ends(ZERO));
         assert_eq!(table.steps(&[Input::Kill]), [Effect::Signal(Signal::SIGKILL)]);

@@ -88,8 +88,9 @@ impl fmt::Display for Step {
 pub fn plan(old: &[Standing], new: &[Definition]) -> Vec<Step> {
     let is_kept = |standing: &&Standing| !new.iter().any(|definition| definition.name == standing.definition.name);
     let gone = old.iter().filter(is_kept);
-    let mut steps: Vec<Step> =
-        gone.map(|standing| Step::new(&standing.definition.name, StepKind::Stop, "no longer in the Procfile")).collect();
+    let mut steps: Vec<Step> = gone
+        .map(|standing| Step::new(&standing.definition.name, StepKind::Stop, "no longer in the Procfile"))
+        .collect();
     for definition in new {
         let name = definition.name.as_str();
         steps.push(match old.iter().find(|standing| standing.definition.name == name) {
@@ -128,7 +129,8 @@ fn changes(old: &Definition, new: &Definition) -> Vec<String> {
 }
 
 fn changed_variables(old: &Definition, new: &Definition) -> Vec<String> {
-    let map = |definition: &Definition| -> BTreeMap<String, String> { definition.environment.iter().cloned().collect() };
+    let map =
+        |definition: &Definition| -> BTreeMap<String, String> { definition.environment.iter().cloned().collect() };
     let (before, after) = (map(old), map(new));
     let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     let own = port_variable_of(&new.name);

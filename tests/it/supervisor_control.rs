@@ -456,6 +456,39 @@ fn the_socket_survives_nonsense() {
 }
 
 #[test]
+fn over_tcp_only_the_token_opens() {
+    let stack = Stack::new("a: exec sleep 1000\n");
+    stack.write("token", "0123456789abcdef\n");
+    stack.write("wrong", "0123456789abcdeX\n");
+    let port = free_port();
+    let err = stack.check(&format!("up -d --listen 127.0.0.1:{port}"), 2);
+    assert!(err.contains("--listen needs a --token-file"), "{err}");
+    stack.check(&format!("up -d --listen 0.0.0.0:{port} --token-file token"), 2);
+    let err = stack.check(&format!("up -d --listen 127.0.0.1:{port} --token-file token"), 1);
+    assert!(err.contains("can be read by others"), "{err}");
+    for name in ["token", "wrong"] {
+        let own = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(stack.dir.path().join(name), own).expect("a mode");
+    }
+    stack.check(&format!("up -d --listen 127.0.0.1:{port} --token-file token"), 0);
+    let with = |file: &str, line: &str| format!("--connect 127.0.0.1:{port} --token-file {file} {line}");
+    assert_eq!(stack.check(&with("token", "ps --short"), 0), "a:running\n");
+    stack.check(&with("token", "restart a"), 0);
+    for line in ["ps", "stop a", "down --force", "logs -f", "reload"] {
+        let err = stack.check(&with("wrong", line), 1);
+        assert!(err.contains("the token is missing or wrong"), "{line}: {err}");
+    }
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    stream.write_all(b"GET /v1/processes HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    assert_eq!(stack.check("ps --short", 0), "a:running\n", "the socket is there all the same");
+    stack.check(&with("token", "down"), 0);
+    stack.check(&with("token", "ps"), 5);
+}
+
+#[test]
 fn in_the_foreground_the_end_has_a_code_and_the_socket_goes_with_it() {
     let stack = Stack::new("a: exec sleep 1000\nb: exit 3\n");
     let mut up = stack.start("up a");

@@ -356,7 +356,9 @@ async fn as_process_one_it_reaps_and_ends() {
 
 /// One process that ends by itself when it is asked, and has an orphan that ends before it.
 async fn as_process_one(name: &str, words: &[&str], signal: Signal, code: i32) {
-    let stack = Stack::new("a: (setsid sh -c 'sleep 0.1' &); trap 'echo stopped; exit 0' INT TERM; echo $$ >pid; while :; do sleep 0.05; done\n");
+    let stack = Stack::new(
+        "a: (setsid sh -c 'sleep 0.1' &); trap 'echo stopped; exit 0' INT TERM; echo $$ >pid; while :; do sleep 0.05; done\n",
+    );
     // The name decides what the binary is.
     let program = stack.dir.path().join(name);
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_quorate"), &program).expect("a link");
@@ -383,7 +385,10 @@ async fn as_process_one(name: &str, words: &[&str], signal: Signal, code: i32) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(own as i32), signal).expect("it is there");
     let (found, out, err) = running.wait();
     assert_eq!(found, Some(code), "{name} {words:?}\n{out}{err}");
-    assert!(out.contains("| stopped") || out.contains("| \x1b[mstopped"), "the process was asked, not killed: {out}{err}");
+    assert!(
+        out.contains("| stopped") || out.contains("| \x1b[mstopped"),
+        "the process was asked, not killed: {out}{err}"
+    );
 }
 
 #[test]

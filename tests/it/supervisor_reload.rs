@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::support::PATIENCE;
 use crate::supervisor_control::Stack;
 use crate::supervisor_control::is_alive;
+use crate::support::PATIENCE;
 
 fn group(stack: &Stack, name: &str) -> String {
     stack.field(name, "group").to_string()
@@ -36,7 +36,8 @@ fn what_is_new_gone_or_changed_is_started_stopped_and_restarted_and_nothing_else
         assert!(start.elapsed() < PATIENCE, "{}", stack.check("logs fresh", 0));
     }
     stack.check("stop old", 4);
-    let output = stack.command(&["exec", "worker", "--", "sh", "-c", "echo $QUORATE_PORT_FRESH"]).output().expect("runs");
+    let output =
+        stack.command(&["exec", "worker", "--", "sh", "-c", "echo $QUORATE_PORT_FRESH"]).output().expect("runs");
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "5200", "it would find the new one at its next start");
     let events = stack.check("events", 0);
     assert!(events.contains("reload: stop old") && events.contains("\"action\":\"reload: restart web"), "{events}");
@@ -46,7 +47,8 @@ fn what_is_new_gone_or_changed_is_started_stopped_and_restarted_and_nothing_else
     stack.write("Procfile", "old: exec sleep 1000\nweb: exec sleep 3000\n");
     stack.write(".env", "COLOUR=blue\n");
     let json: Value = serde_json::from_str(&stack.check("reload --json", 0)).expect("JSON");
-    let steps: Vec<String> = json["plan"].as_array().expect("a list").iter().map(|step| step["step"].to_string()).collect();
+    let steps: Vec<String> =
+        json["plan"].as_array().expect("a list").iter().map(|step| step["step"].to_string()).collect();
     assert_eq!(steps.join(" "), "\"stop\" \"stop\" \"start\" \"update\"", "{json}");
     assert_eq!(json["results"].as_array().map(Vec::len), Some(4));
     let web = json["plan"][3]["why"].as_str().expect("a text");
@@ -132,7 +134,10 @@ fn a_pre_start_that_fails_is_a_start_that_failed() {
     let stack = Stack::new("# @web pre-start='echo no disk; exit 3'\nweb: touch began; exec sleep 1000\n");
     let err = stack.check("up -d --wait", 1);
     assert!(err.contains("web failed") && err.contains("    no disk") && err.contains("exit code 3"), "{err}");
-    stack.write("Procfile", "# @web pre-start='echo no disk; exit 3'\nweb: touch began; exec sleep 1000\nb: exec sleep 1000\n");
+    stack.write(
+        "Procfile",
+        "# @web pre-start='echo no disk; exit 3'\nweb: touch began; exec sleep 1000\nb: exec sleep 1000\n",
+    );
     stack.check("up -d", 0);
     let err = stack.check("start web", 1);
     assert!(err.contains("web  pre-start: exit status 3: no disk"), "{err}");

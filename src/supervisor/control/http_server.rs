@@ -39,6 +39,10 @@ use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
 use tokio::net::UnixListener;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -60,6 +64,7 @@ use crate::supervisor::control::messages::SupervisorView;
 use crate::supervisor::control::query::Query;
 use crate::supervisor::control::streams;
 use crate::supervisor::control::streams::Wanted;
+use crate::supervisor::control::token::Token;
 use crate::supervisor::control::vocabulary::Action;
 use crate::supervisor::control::vocabulary::Ending;
 use crate::supervisor::control::vocabulary::Handle;
@@ -149,6 +154,35 @@ pub struct Sources {
     pub links: Option<Links>,
 }
 
+/// Where callers come in.
+trait Door: Send + Sync {
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// The next one, and who it is, where the kernel says so.
+    fn admit(&self) -> impl Future<Output = std::io::Result<(Self::Stream, Requester)>> + Send;
+}
+
+impl Door for UnixListener {
+    type Stream = UnixStream;
+
+    async fn admit(&self) -> std::io::Result<(UnixStream, Requester)> {
+        let (stream, _) = self.accept().await?;
+        let by = match stream.peer_cred() {
+            Ok(peer) => Requester { pid: peer.pid(), uid: Some(peer.uid()) },
+            Err(_) => Requester::default(),
+        };
+        Ok((stream, by))
+    }
+}
+
+impl Door for TcpListener {
+    type Stream = TcpStream;
+
+    async fn admit(&self) -> std::io::Result<(TcpStream, Requester)> {
+        Ok((self.accept().await?.0, Requester::default()))
+    }
+}
+
 /// The server's side of all connections.
 pub struct Control {
     sources: Sources,
@@ -187,14 +221,23 @@ impl Control {
 
     /// Serves until the stop, and then until the answers that are owed have left.
     pub async fn serve(self: Arc<Self>, listener: UnixListener) {
+        self.serve_all(listener, None).await;
+    }
+
+    /// The same on a port, for whoever has the token.
+    pub async fn serve_with_token(self: Arc<Self>, listener: TcpListener, token: Token) {
+        self.serve_all(listener, Some(token)).await;
+    }
+
+    async fn serve_all<D: Door>(self: Arc<Self>, door: D, token: Option<Token>) {
         let mut stop = self.stop.clone();
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
                 () = is_over(&mut stop) => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) if connections.len() < CONNECTIONS_MAX => {
-                        connections.spawn(Arc::clone(&self).serve_connection(stream));
+                accepted = door.admit() => match accepted {
+                    Ok((stream, by)) if connections.len() < CONNECTIONS_MAX => {
+                        connections.spawn(Arc::clone(&self).serve_connection(stream, by, token.clone()));
                     }
                     // Too many: whoever asks next may have more luck.
                     Ok(_) => {}
@@ -207,15 +250,22 @@ impl Control {
         while connections.join_next().await.is_some() {}
     }
 
-    async fn serve_connection(self: Arc<Self>, stream: UnixStream) {
+    async fn serve_connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+        self: Arc<Self>,
+        stream: S,
+        by: Requester,
+        token: Option<Token>,
+    ) {
         let mut stop = self.stop.clone();
-        let by = match stream.peer_cred() {
-            Ok(peer) => Requester { pid: peer.pid(), uid: Some(peer.uid()) },
-            Err(_) => Requester::default(),
-        };
-        let service = service_fn(move |request| {
+        let service = service_fn(move |request: Request<Incoming>| {
             let (control, by) = (Arc::clone(&self), by.clone());
-            async move { Ok::<_, Infallible>(control.answer(request, by).await) }
+            let is_known = token.as_ref().is_none_or(|token| token.is_in(request.headers()));
+            async move {
+                Ok::<_, Infallible>(match is_known {
+                    true => control.answer(request, by).await,
+                    false => refusal(Refused(StatusCode::UNAUTHORIZED, "the token is missing or wrong".to_owned())),
+                })
+            }
         });
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE);
@@ -271,11 +321,7 @@ impl Control {
             },
             (method, path) => Err(Refused(StatusCode::NOT_FOUND, format!("there is no {method} {path}"))),
         };
-        done.unwrap_or_else(|Refused(status, error)| {
-            let mut response = json(&Refusal { error }).unwrap_or_else(|_| Response::new(text(Bytes::new())));
-            *response.status_mut() = status;
-            response
-        })
+        done.unwrap_or_else(refusal)
     }
 
     async fn status(&self, quick: bool) -> Result<Status, Refused> {
@@ -642,6 +688,12 @@ fn gather(done: Vec<Result<(Vec<NamedResult>, bool), Ending>>) -> Result<ActionA
 pub(super) async fn is_over(stop: &mut watch::Receiver<bool>) {
     // A sender that is gone says the same.
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn refusal(Refused(status, error): Refused) -> Response<Body> {
+    let mut response = json(&Refusal { error }).unwrap_or_else(|_| Response::new(text(Bytes::new())));
+    *response.status_mut() = status;
+    response
 }
 
 type Asked = Result<MemberStatus, String>;

@@ -31,6 +31,7 @@ use super::block_on;
 use super::launch;
 use super::launch::LogFile;
 use super::launch::Plan;
+use super::launch::Port;
 use super::launch::Sink;
 use super::tell;
 use super::waiting;
@@ -126,14 +127,14 @@ fn wait(caller: &Caller, timeout: Duration, keep: bool) -> Result<(), Failure> {
 }
 
 /// The child's whole life.
-pub fn child(project: &Project, args: UpArgs) -> Result<ExitCode, Failure> {
+pub fn child(project: &Project, args: UpArgs, control: Option<Port>) -> Result<ExitCode, Failure> {
     // Fails only for the leader of a group, which a child that was just started is not.
     let _ = nix::unistd::setsid();
     let mut pipe = match std::io::stdout().as_fd().try_clone_to_owned() {
         Ok(pipe) => File::from(pipe),
         Err(error) => return Err(Failure::new(os_reason(&error))),
     };
-    let prepared = prepare(project, args);
+    let prepared = prepare(project, args, control);
     let (plan, held, log) = match prepared {
         Ok(prepared) => prepared,
         Err(failure) => {
@@ -154,9 +155,9 @@ pub fn child(project: &Project, args: UpArgs) -> Result<ExitCode, Failure> {
     done.map(ExitCode::from)
 }
 
-fn prepare(project: &Project, args: UpArgs) -> Result<(Plan, Held, LogFile), Failure> {
+fn prepare(project: &Project, args: UpArgs, control: Option<Port>) -> Result<(Plan, Held, LogFile), Failure> {
     let held = project.hold(true)?;
-    let plan = Plan::of(&args)?;
+    let plan = Plan::of(&args, control)?;
     let failed = |error: std::io::Error| Failure::new(format!("{}: {}", held.log().display(), os_reason(&error)));
     let log = LogFile::create(&held.log()).map_err(failed)?;
     let null = File::open("/dev/null").map_err(failed)?;

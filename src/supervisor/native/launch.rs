@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use crate::supervisor::control::http_server::Entry;
 use crate::supervisor::control::http_server::Reader;
 use crate::supervisor::control::http_server::Reread;
 use crate::supervisor::control::http_server::Sources;
+use crate::supervisor::control::token::Token;
 use crate::supervisor::control::vocabulary::Handle;
 use crate::supervisor::environment;
 use crate::supervisor::flags::Flags;
@@ -76,9 +78,14 @@ pub struct Plan {
     rules: Rules,
     journal: Option<PathBuf>,
     output: OutputArgs,
+    /// Where we are controlled over TCP, too.
+    control: Option<Port>,
     /// goreman's control port, for `start`.
     rpc: Option<Flags>,
 }
+
+/// Where to listen, and what callers must know.
+pub type Port = (SocketAddr, Token);
 
 /// Where lines go.
 #[derive(Debug)]
@@ -92,7 +99,7 @@ pub enum Sink {
 pub type Ready = Box<dyn FnOnce(usize)>;
 
 impl Plan {
-    pub fn of(args: &UpArgs) -> Result<Plan, Failure> {
+    pub fn of(args: &UpArgs, control: Option<Port>) -> Result<Plan, Failure> {
         let detached = args.detach || args.wait;
         let stack = args.stack.read().map_err(Failure::new)?;
         let plan = Plan {
@@ -102,6 +109,7 @@ impl Plan {
             rules: rules(&args.end, detached),
             journal: args.journal.clone(),
             output: args.output.clone(),
+            control,
             rpc: None,
         };
         plan.checked()
@@ -125,6 +133,7 @@ impl Plan {
                 no_summary: true,
                 ..OutputArgs::default()
             },
+            control: None,
             rpc: flags.rpc_server.then(|| flags.clone()),
         };
         plan.checked()
@@ -233,12 +242,19 @@ async fn supervise(plan: Plan, held: &Held, sink: Sink, ready: Option<Ready>) ->
         let what = what.to_owned();
         move |error: io::Error| Failure::new(format!("{what}: {}", os_reason(&error)))
     };
-    let Plan { args, stack, settings, rules, journal, output, rpc } = plan;
+    let Plan { args, stack, settings, rules, journal, output, control, rpc } = plan;
     let listener = match &rpc {
         Some(flags) => crate::supervisor::listen(flags, &[], Manner::Native)
             .await
             .map_err(|(text, code)| Failure { text, code })?,
         None => None,
+    };
+    let port = match control {
+        None => None,
+        Some((address, token)) => {
+            let listener = TcpListener::bind(address).await;
+            Some((listener.map_err(failed(&format!("cannot listen for control on {address}")))?, token))
+        }
     };
     let socket = UnixListener::from_std(held.listen()?).map_err(failed("cannot listen on the socket"))?;
     let journal = match &journal {
@@ -277,8 +293,12 @@ async fn supervise(plan: Plan, held: &Held, sink: Sink, ready: Option<Ready>) ->
         false => Some(Links::start(&relays, handle.clone()).await.map_err(Failure::new)?),
     };
     let (stop, stopped) = watch::channel(false);
-    let sources = Sources { handle, holder: held.holder.clone(), entries, reader, output: output.clone(), journal, links };
-    let server = tokio::spawn(Arc::new(Control::new(sources, stopped)).serve(socket));
+    let sources =
+        Sources { handle, holder: held.holder.clone(), entries, reader, output: output.clone(), journal, links };
+    let control = Arc::new(Control::new(sources, stopped));
+    let port_server =
+        port.map(|(listener, token)| tokio::spawn(Arc::clone(&control).serve_with_token(listener, token)));
+    let server = tokio::spawn(control.serve(socket));
     let (request, requests) = mpsc::channel(REQUESTS_MAX);
     let rpc_server = listener.map(|listener: TcpListener| tokio::spawn(control::server::serve(listener, request)));
     if let Some(ready) = ready {
@@ -290,6 +310,9 @@ async fn supervise(plan: Plan, held: &Held, sink: Sink, ready: Option<Ready>) ->
     // Nobody is left who would not hear it.
     let _ = stop.send(true);
     let _ = tokio::time::timeout(FAREWELL, server).await;
+    if let Some(server) = port_server {
+        let _ = tokio::time::timeout(FAREWELL, server).await;
+    }
     if let Some(server) = rpc_server {
         let _ = tokio::time::timeout(FAREWELL, server).await;
     }

@@ -21,6 +21,7 @@ mod table;
 mod waiting;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,6 +36,8 @@ use crate::common::os_reason::os_reason;
 use crate::supervisor::chaos::ChaosArgs;
 use crate::supervisor::control::http_client::Caller;
 use crate::supervisor::control::http_client::ControlError;
+use crate::supervisor::control::token;
+use crate::supervisor::control::token::Token;
 use crate::supervisor::flags::Flags;
 use crate::supervisor::links::LinkCommand;
 use crate::supervisor::output::args::OutputArgs;
@@ -65,6 +68,7 @@ leader, followers, learners, minority (as many voters as may be lost, followers 
 the leader first); random:N takes any N.";
 
 const EXIT_FAILED: u8 = 1;
+const EXIT_USAGE: u8 = 2;
 const EXIT_PARTIALLY: u8 = 3;
 const EXIT_UNKNOWN: u8 = 4;
 const EXIT_NO_SUPERVISOR: u8 = 5;
@@ -73,7 +77,8 @@ const EXIT_TIMEOUT: u8 = 6;
 /// Tasks that are spelled as goreman spells them.
 const GOREMANS_TASKS: [&str; 4] = ["start", "run", "export", "version"];
 /// Flags in front of a task that take the next word.
-const TAKING_A_WORD: [&str; 9] = ["f", "p", "b", "basedir", "env", "C", "directory", "procfile", "file"];
+const TAKING_A_WORD: [&str; 11] =
+    ["f", "p", "b", "basedir", "env", "C", "directory", "procfile", "file", "connect", "token-file"];
 
 /// Why a command did not do what it should, and its exit code.
 #[derive(Debug)]
@@ -124,6 +129,12 @@ struct Place {
     /// The Procfile whose supervisor is meant, if several run in this directory
     #[arg(long, global = true, value_name = "FILE")]
     procfile: Option<String>,
+    /// Ask the supervisor that listens on this port of the machine (up --listen)
+    #[arg(long, global = true, value_name = "ADDRESS", value_parser = token::loopback, requires = "token_file")]
+    connect: Option<SocketAddr>,
+    /// The file with the token for --listen and --connect
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// The same, in front of the command
     #[arg(short = 'f', value_name = "FILE", hide = true, conflicts_with = "procfile")]
     file: Option<String>,
@@ -142,6 +153,9 @@ impl Place {
     }
 
     async fn caller(&self) -> Result<Caller, Failure> {
+        if let Some((address, file)) = self.connect.zip(self.token_file.as_ref()) {
+            return Ok(Caller::with_token(address, Token::read(file).map_err(Failure::new)?));
+        }
         Ok(Caller::find(&self.project()?, self.named().is_some()).await?)
     }
 }
@@ -241,6 +255,9 @@ struct UpArgs {
     /// Leave everything running if --wait fails
     #[arg(long)]
     keep: bool,
+    /// Be controlled on this port of the machine, too, by whoever has the token of --token-file
+    #[arg(long, value_name = "ADDRESS", value_parser = token::loopback)]
+    listen: Option<SocketAddr>,
     /// Write the journal to this file, too
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
@@ -362,17 +379,24 @@ fn up(place: &Place, mut args: UpArgs, words: &[OsString]) -> Result<ExitCode, F
         args.stack.files = vec![file.clone()];
     }
     args.stack.only.append(&mut args.names);
+    let control = match (args.listen, &place.token_file) {
+        (None, _) => None,
+        (Some(_), None) => {
+            return Err(Failure { text: "--listen needs a --token-file".to_owned(), code: EXIT_USAGE });
+        }
+        (Some(address), Some(file)) => Some((address, Token::read(file).map_err(Failure::new)?)),
+    };
     let first = args.stack.files.first().map_or("Procfile", String::as_str);
     let project = Project::locate(first)?;
     if place.child {
-        return detach::child(&project, args);
+        return detach::child(&project, args, control);
     }
     if args.detach || args.wait {
         let until_ready = args.wait.then_some(args.timeout);
         return detach::parent(&project, words, until_ready, args.keep);
     }
     let held = project.hold(false)?;
-    let plan = launch::Plan::of(&args)?;
+    let plan = launch::Plan::of(&args, control)?;
     launch::run(plan, held, launch::Sink::Screen, None).map(ExitCode::from)
 }
 
@@ -459,6 +483,8 @@ mod tests {
             "rolling-restart followers --pause-between 1s",
             "member add m4 --learner",
             "member replace followers --force --timeout 1m",
+            "up -d --listen 127.0.0.1:8444 --token-file t",
+            "--connect 127.0.0.1:8444 --token-file t ps",
             "reload --dry-run --json",
             "reload --timeout 5s",
             "exec web -- env -x",
@@ -468,7 +494,16 @@ mod tests {
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }
-        for line in ["", "bogus", "stop", "up --timeout soon", "up --exit-on sometimes", "kill web -s NOSUCH"] {
+        for line in [
+            "--connect 127.0.0.1:8444 ps",
+            "up --listen 0.0.0.0:1 --token-file t",
+            "",
+            "bogus",
+            "stop",
+            "up --timeout soon",
+            "up --exit-on sometimes",
+            "kill web -s NOSUCH",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

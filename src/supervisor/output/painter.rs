@@ -264,7 +264,8 @@ impl Painter {
         }
         into.extend_from_slice(clock.as_bytes());
         let gap = self.width.load(Ordering::Relaxed).saturating_sub(face.cells);
-        let spaces = |into: &mut Vec<u8>, wanted: bool| into.extend(std::iter::repeat_n(b' ', if wanted { gap } else { 0 }));
+        let spaces =
+            |into: &mut Vec<u8>, wanted: bool| into.extend(std::iter::repeat_n(b' ', if wanted { gap } else { 0 }));
         spaces(into, self.style.manner == Manner::Original);
         into.extend_from_slice(face.name.as_bytes());
         spaces(into, self.style.manner == Manner::Native);
