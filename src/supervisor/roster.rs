@@ -176,12 +176,16 @@ impl Roster {
             let text = self.start(member, delay_ms, None).await?;
             return Ok(format!("{text}, as a new cluster"));
         }
-        let cluster = self.cluster(member).await?;
+        let hint = |why: String| format!("{why} (with all members named, the cluster begins anew)");
+        let cluster = self.cluster(member).await.map_err(hint)?;
         let (id, learner) = match known(&cluster, member) {
             Ok(listed) => (listed.id, listed.is_learner),
             Err(why) => return Err(format!("{why}: `member add {}` makes it one", member.process)),
         };
-        may_leave(&cluster.listed, &cluster.up, id, true).or_else(|why| if force { Ok(()) } else { Err(why) })?;
+        let allowed = may_leave(&cluster.listed, &cluster.up, id, true);
+        if !force {
+            allowed.map_err(hint)?;
+        }
         self.leave(place, &cluster, id, force).await?;
         let entered = self.enter(place, &cluster, learner, delay_ms).await;
         let text = entered.map_err(|why| {

@@ -360,7 +360,8 @@ async fn as_process_one(name: &str, words: &[&str], signal: Signal, code: i32) {
         "a: (setsid sh -c 'sleep 0.1' &); trap 'echo stopped; exit 0' INT TERM; echo $$ >pid; while :; do sleep 0.05; done\n",
     );
     // The name decides what the binary is.
-    let program = stack.dir.path().join(name);
+    let program = stack.dir.path().join("bin").join(name);
+    std::fs::create_dir(stack.dir.path().join("bin")).expect("a directory");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_quorate"), &program).expect("a link");
     let port = stack.port.to_string();
     let mut command = std::process::Command::new("unshare");

@@ -29,7 +29,7 @@ use super::Failure;
 use super::UpArgs;
 use super::block_on;
 use super::launch;
-use super::launch::LogFile;
+use super::launch::BackgroundLog;
 use super::launch::Plan;
 use super::launch::Port;
 use super::launch::Sink;
@@ -155,11 +155,11 @@ pub fn child(project: &Project, args: UpArgs, control: Option<Port>) -> Result<E
     done.map(ExitCode::from)
 }
 
-fn prepare(project: &Project, args: UpArgs, control: Option<Port>) -> Result<(Plan, Held, LogFile), Failure> {
+fn prepare(project: &Project, args: UpArgs, control: Option<Port>) -> Result<(Plan, Held, BackgroundLog), Failure> {
     let held = project.hold(true)?;
     let plan = Plan::of(&args, control)?;
     let failed = |error: std::io::Error| Failure::new(format!("{}: {}", held.log().display(), os_reason(&error)));
-    let log = LogFile::create(&held.log()).map_err(failed)?;
+    let log = BackgroundLog::create(&held.log()).map_err(failed)?;
     let null = File::open("/dev/null").map_err(failed)?;
     // From here on the terminal that we were started from may go.
     nix::unistd::dup2_stdin(&null).map_err(|error| failed(error.into()))?;
