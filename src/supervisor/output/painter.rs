@@ -342,6 +342,23 @@ mod tests {
     }
 
     #[test]
+    fn a_wider_name_that_comes_later_moves_the_bar_and_a_place_gives_its_colour() {
+        let painter = Painter::new(native(true, Stamp::Off), ["web"]);
+        let web = painter.face(0, "web");
+        let shown = |face: &Face| {
+            let mut bytes = Vec::new();
+            let origin = Origin { stream: Stream::Out, pid: None, at: AT };
+            painter.line(&mut bytes, face, origin, "", Piece::whole(b"up"));
+            String::from_utf8(bytes).unwrap()
+        };
+        assert_eq!(shown(&web), "\x1b[32mweb    | \x1b[0mup\n");
+        let wide = painter.face(1, "database");
+        web.move_to(2);
+        assert_eq!(shown(&web), "\x1b[35mweb      | \x1b[0mup\n");
+        assert_eq!(shown(&wide), "\x1b[36mdatabase | \x1b[0mup\n");
+    }
+
+    #[test]
     fn lines_are_chosen_made_readable_and_marked() {
         let regex = |text: &str| Some(Regex::new(text).unwrap());
         let check = |style: Style, text: &str, expected: &str| {
