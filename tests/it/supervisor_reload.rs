@@ -93,11 +93,17 @@ fn files_that_do_not_parse_change_nothing_and_are_told_with_their_line() {
 
 #[test]
 fn processes_that_swap_their_ports_wait_for_each_other() {
-    // Whoever finds his port taken ends; each takes its time to leave its own.
-    let command = "mkdir port.$PORT || exit 9; trap 'sleep 0.3; rmdir port.$PORT; exit 0' TERM; echo up; while :; do sleep 0.02; done";
-    let stack = Stack::new(&format!("# @* ready=log=up\na: {command}\nb: {command}\n"));
+    // Whoever finds his port taken ends. The second is gone at once; the first takes its time to leave its port to him.
+    let command = |lingers: &str| {
+        format!(
+            "mkdir port.$PORT || exit 9; trap 'sleep {lingers}; rmdir port.$PORT; exit 0' TERM; echo up; \
+             while :; do sleep 0.02; done"
+        )
+    };
+    let (slow, quick) = (command("1"), command("0"));
+    let stack = Stack::new(&format!("# @* ready=log=up\na: {slow}\nb: {quick}\n"));
     stack.check("up -d --wait", 0);
-    stack.write("Procfile", &format!("# @* ready=log=up\nb: {command}\na: {command}\n"));
+    stack.write("Procfile", &format!("# @* ready=log=up\nb: {quick}\na: {slow}\n"));
     let out = stack.check("reload", 0);
     let plan = "restart b (its PORT 5100 becomes 5000; its environment changed: QUORATE_PORT_A)\n\
                 restart a (its PORT 5000 becomes 5100; its environment changed: QUORATE_PORT_B)\n";
