@@ -6,8 +6,9 @@
 //!  slots ────────▶ Standing (old) ───┘
 //! ```
 //!
-//! Pure. A process is the same if its name is; it is restarted if anything that it could notice is different. Other processes'
-//! ports that appear in its environment or leave it are nothing that it could have used: they change nobody.
+//! Pure. A process is the same if its name is; it is restarted if anything that it could notice is different. The ports of
+//! other processes, which stand in its environment, too, count only where its command names them: one more line in a Procfile
+//! must not restart every member of a cluster.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -134,11 +135,14 @@ fn changed_variables(old: &Definition, new: &Definition) -> Vec<String> {
     let (before, after) = (map(old), map(new));
     let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     let own = port_variable_of(&new.name);
-    let differs = |name: &&String| match (before.get(*name), after.get(*name)) {
+    let hooks = [&new.settings.pre_start, &new.settings.post_stop].into_iter().flatten();
+    let commands: Vec<&String> = hooks.chain([&new.command]).collect();
+    let is_named = |name: &str| commands.iter().any(|command| command.contains(name));
+    let differs = |name: &&String| match before.get(*name) != after.get(*name) {
         // Told as the port.
         _ if *name == "PORT" || **name == own => false,
-        (Some(before), Some(after)) => before != after,
-        _ => !name.starts_with(PORT_OF),
+        true if name.starts_with(PORT_OF) => is_named(name),
+        differs => differs,
     };
     names.into_iter().filter(differs).cloned().collect()
 }
@@ -213,7 +217,9 @@ mod tests {
         assert_eq!(plan(&[standing], &[moved])[0].step, StepKind::Unchanged);
         check(&["a 0: x $ QUORATE_PORT_B=1"], &["a 0: x $ QUORATE_PORT_C=1"], &["unchanged a"]);
         check(&["a 0: x $ QUORATE_PORT_A=1"], &["a 0: x $ QUORATE_PORT_A=2"], &["unchanged a"]);
+        check(&["a 0: x $ QUORATE_PORT_B=1"], &["a 0: x $ QUORATE_PORT_B=2"], &["unchanged a"]);
         let why = "restart a (its environment changed: QUORATE_PORT_B)";
-        check(&["a 0: x $ QUORATE_PORT_B=1"], &["a 0: x $ QUORATE_PORT_B=2"], &[why]);
+        let named = "a 0: x -p ${QUORATE_PORT_B} $ QUORATE_PORT_B";
+        check(&[&format!("{named}=1")], &[&format!("{named}=2")], &[why]);
     }
 }
