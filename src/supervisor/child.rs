@@ -34,6 +34,7 @@ use crate::supervisor::orphans::Seen;
 use crate::supervisor::output::Feed;
 use crate::supervisor::process::Exit;
 use crate::supervisor::process::Input;
+use crate::supervisor::settings::Hook;
 
 /// The hidden word that makes our binary a launcher.
 pub const LAUNCH: &str = "__launch";
@@ -55,6 +56,8 @@ pub struct Launch {
     pub mark: String,
     pub feed: Feed,
     pub manner: Manner,
+    /// It is not the process itself.
+    pub hook: Option<Hook>,
 }
 
 /// Something that happened to the process at this place, in this start of it.
@@ -97,7 +100,8 @@ pub fn spawn(launch: Launch, events: mpsc::UnboundedSender<Event>) -> io::Result
     let number = child.id().ok_or_else(|| io::Error::other("it ended before it had a pid"))?;
     let group = Pid::from_raw(i32::try_from(number).map_err(io::Error::other)?);
     let (index, generation, feed) = (launch.index, launch.generation, launch.feed);
-    let reading = unread.read(group.as_raw())?;
+    let is_hook = launch.hook.is_some();
+    let reading = unread.read(group.as_raw(), is_hook)?;
     tokio::spawn(async move {
         let report = |happened: Happened| {
             // The loop is gone only when the supervisor has ended.
@@ -110,7 +114,9 @@ pub fn spawn(launch: Launch, events: mpsc::UnboundedSender<Event>) -> io::Result
             Ok(status) => exit_of(status),
             Err(_) => Exit::Code(-1),
         };
-        feed.note_exit(&exit.to_string());
+        if !is_hook {
+            feed.note_exit(&exit.to_string());
+        }
         report(Happened::Exited(exit, usage));
         match launch.manner {
             Manner::Original => reading.ended(outlived(group, None)).await,

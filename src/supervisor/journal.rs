@@ -64,6 +64,16 @@ pub enum What {
     NotReady {
         reason: String,
     },
+    /// A hook was started: `pre-start`, `post-stop`. How it ended is an `Exit` of this pid.
+    Hook {
+        hook: String,
+        pid: i32,
+    },
+    /// A hook whose failure changes nothing else.
+    HookFailed {
+        hook: String,
+        reason: String,
+    },
     /// Somebody asked for an action.
     Request {
         action: String,

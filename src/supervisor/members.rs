@@ -26,6 +26,7 @@ use crate::supervisor::targets::Role;
 /// Where a member serves clients when its command does not say.
 const CLIENT_URL_DEFAULT: &str = "http://localhost:2379";
 const PEER_URL_DEFAULT: &str = "http://localhost:2380";
+const NAME_DEFAULT: &str = "default";
 /// Any key does: it is read, whether it exists or not. etcd's own health check reads this one.
 const PROBE_KEY: Bytes = Bytes::from_static(b"health");
 /// How long a connection to our own machine may take before it counts as possible.
@@ -38,6 +39,14 @@ const WRAPPERS: [&str; 6] = ["exec", "env", "nohup", "command", "time", "sudo"];
 pub struct Member {
     /// Of the process, not of the member.
     pub process: String,
+    /// The member's own.
+    pub name: String,
+    /// Where the others are told to reach it.
+    pub peer_urls: Vec<String>,
+    /// It asks the cluster to take it before it starts (`quorate cluster join`).
+    pub joins: bool,
+    /// Nothing stands behind it in its command: words that are added there are flags of its own.
+    pub ends_its_command: bool,
     /// Where to ask it: its client URLs.
     pub endpoints: Vec<String>,
     /// Where it wants to listen, for clients and peers.
@@ -66,6 +75,10 @@ impl Member {
     pub fn of(process: &str, command: &str, variable: &dyn Fn(&str) -> Option<String>) -> Option<Member> {
         let words = shell_words(command, variable);
         let (assignments, arguments) = member_arguments(&words)?;
+        let last = words.rsplit(|word| *word == Word::Operator).next().unwrap_or_default();
+        let ends_its_command = member_arguments(last).is_some() && !command.contains('#');
+        let texts: Vec<&str> = words.iter().filter_map(Word::text).collect();
+        let joins = texts.windows(2).any(|pair| pair == ["cluster", "join"]);
         let flag = |name: &str| -> Option<String> {
             let upper = format!("ETCD_{}", name.to_ascii_uppercase().replace('-', "_"));
             let assigned = || assignments.iter().find(|(key, _)| *key == upper).map(|(_, value)| value.clone());
@@ -86,8 +99,13 @@ impl Member {
             insecure_skip_verify: true,
             ..Settings::default()
         };
+        let advertised = urls("initial-advertise-peer-urls", PEER_URL_DEFAULT);
         Some(Member {
             process: process.to_owned(),
+            name: flag("name").unwrap_or_else(|| NAME_DEFAULT.to_owned()),
+            peer_urls: advertised,
+            joins,
+            ends_its_command,
             endpoints: clients.iter().map(|url| dialable(url)).collect(),
             listen: clients.iter().chain(&peers).filter_map(|url| address_of(url)).collect(),
             tls,
@@ -144,9 +162,16 @@ impl Member {
     }
 
     fn client(&self) -> Result<Client, String> {
-        let mut config = Config::new(self.endpoints.clone());
-        if self.endpoints.iter().any(|url| url.starts_with("https") || url.starts_with("unixs")) {
-            config.tls = Some(Arc::new(ClientSide::new(&self.tls, GRPC_PROTOCOLS)?));
+        Member::client_of(&[self])
+    }
+
+    /// A client of any of these, which are members of one cluster.
+    pub fn client_of(members: &[&Member]) -> Result<Client, String> {
+        let mut config = Config::new(members.iter().flat_map(|member| member.endpoints.clone()).collect());
+        let is_tls =
+            |member: &&&Member| member.endpoints.iter().any(|url| url.starts_with("https") || url.starts_with("unixs"));
+        if let Some(member) = members.iter().find(is_tls) {
+            config.tls = Some(Arc::new(ClientSide::new(&member.tls, GRPC_PROTOCOLS)?));
         }
         Client::open(config).map_err(|error| error.to_string())
     }
@@ -346,6 +371,26 @@ mod tests {
             &["127.0.0.1:8", "127.0.0.1:2380"],
         );
         check("etcd --listen-client-urls unix:///tmp/s", &["unix:///tmp/s"], &["127.0.0.1:2380"]);
+    }
+
+    #[test]
+    fn who_it_is_to_others_is_read_from_its_flags() {
+        let check = |command: &str, name: &str, peer: &str, joins: bool, ends: bool| {
+            let found = member(command).unwrap_or_else(|| panic!("{command} runs a member"));
+            let expected = (name, vec![peer.to_owned()], joins, ends);
+            assert_eq!(
+                (found.name.as_str(), found.peer_urls, found.joins, found.ends_its_command),
+                expected,
+                "{command}"
+            );
+        };
+        check("etcd", "default", "http://localhost:2380", false, true);
+        let flags = "--name a --initial-advertise-peer-urls http://127.0.0.1:7";
+        check(&format!("true && etcd {flags} >log"), "a", "http://127.0.0.1:7", false, true);
+        check(&format!("etcd {flags} | tee log"), "a", "http://127.0.0.1:7", false, false);
+        check(&format!("etcd {flags} # prose"), "a", "http://127.0.0.1:7", false, false);
+        let join = format!("quorate cluster join --endpoints http://127.0.0.1:3 -- quorate server {flags}");
+        check(&join, "a", "http://127.0.0.1:7", true, true);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //!    │                Backoff ◀─────── Down or Backoff   Stopping ── GraceOver: kill ──▶   Backoff
 //!    └────────────────── Emptied ───────────────────────────┘
 //!
+//!   Preparing (pre-start runs) lies between Waiting and Starting, Finishing (post-stop runs) between Emptied and what follows.
 //!   Up:   Plain (no probe) · Probing ── ProbePassed ─▶ Ready ◀─▶ Unhealthy;  each of them may be paused
 //!   Down: Idle (not yet, or on request) · Exited · Failed · Flapping · Disabled
 //! ```
@@ -24,6 +25,7 @@ use nix::sys::signal::Signal;
 use crate::supervisor::control::vocabulary::StateName;
 use crate::supervisor::journal::What;
 use crate::supervisor::restart::Backoff;
+use crate::supervisor::settings::Hook;
 use crate::supervisor::settings::Policy;
 use crate::supervisor::settings::Settings;
 
@@ -105,12 +107,16 @@ pub enum State {
     Down(Down),
     /// Waits for what it depends on.
     Waiting,
+    /// Its pre-start runs; `Some` once the leader of that has ended.
+    Preparing(Option<Exit>),
     Starting,
     Up(Health),
     /// The leader has ended by itself, others of it have not.
     Draining(Exit),
     /// Asked to stop; `Some` once the leader has ended.
     Stopping(Option<Exit>),
+    /// Nothing is left of it, and its post-stop runs; `Some` once the leader of that has ended.
+    Finishing(Option<Exit>),
     /// Waits for its next start.
     Backoff,
 }
@@ -152,6 +158,8 @@ pub enum Input {
     Emptied,
     GraceOver,
     BackoffOver,
+    /// A hook has had its time.
+    HookTimeout(Hook),
 }
 
 /// What to do now.
@@ -160,6 +168,8 @@ pub enum Effect {
     /// Answer `Released` or `Refused` as soon as that is known.
     AskRelease,
     Spawn,
+    /// Start the hook, and ask for `HookTimeout` when its time is over.
+    Hook(Hook),
     /// To all of it.
     Signal(Signal),
     SignalLeader(Signal),
@@ -203,6 +213,9 @@ pub struct Habits {
     pub stop: Signal,
     pub timeout: Duration,
     pub grace: Duration,
+    pub pre_start: bool,
+    pub post_stop: bool,
+    pub hook_timeout: Duration,
 }
 
 impl Habits {
@@ -216,8 +229,22 @@ impl Habits {
             stop: settings.stop.unwrap_or(Signal::SIGTERM),
             timeout: settings.timeout,
             grace: settings.grace,
+            pre_start: settings.pre_start.is_some(),
+            post_stop: settings.post_stop.is_some(),
+            hook_timeout: settings.hook_timeout,
         }
     }
+}
+
+/// What follows the end of a start, once its post-stop is over.
+#[derive(Clone, Copy, Debug)]
+struct Ending {
+    exit: Exit,
+    asked: bool,
+    /// Asked by a stop: whatever the policy says, it is over.
+    stopped: bool,
+    good: bool,
+    restarted: bool,
 }
 
 /// How it last ended.
@@ -262,6 +289,11 @@ pub struct Process {
     unready: bool,
     /// How long it was well, once its leader has ended.
     healthy_for: Duration,
+    /// This start of it came as far as its own command: its end is followed by its post-stop.
+    began: bool,
+    /// Killed because nobody has patience: no hook is waited for.
+    hurried: bool,
+    ending: Option<Ending>,
 }
 
 impl Process {
@@ -287,7 +319,15 @@ impl Process {
             by: None,
             unready: false,
             healthy_for: Duration::ZERO,
+            began: false,
+            hurried: false,
+            ending: None,
         }
+    }
+
+    /// Other settings, from its next start on. It must be down, or its old ones must do for what is left of this start.
+    pub fn redefine(&mut self, settings: &Settings) {
+        self.habits = Habits::of(settings);
     }
 
     /// Not to be started with the others.
@@ -305,16 +345,19 @@ impl Process {
 
     /// Some of it may be alive.
     pub fn is_alive(&self) -> bool {
-        matches!(self.state, State::Starting | State::Up(_) | State::Draining(_) | State::Stopping(_))
+        !matches!(self.state, State::Down(_) | State::Waiting | State::Backoff)
     }
 
     pub fn is_paused(&self) -> bool {
         self.paused
     }
 
-    /// Its leader is not reaped.
+    /// Its leader, or that of its hook, is not reaped.
     pub fn has_leader(&self) -> bool {
-        matches!(self.state, State::Starting | State::Up(_) | State::Stopping(None))
+        matches!(
+            self.state,
+            State::Preparing(None) | State::Starting | State::Up(_) | State::Stopping(None) | State::Finishing(None)
+        )
     }
 
     /// The state as users see it.
@@ -327,11 +370,11 @@ impl Process {
             State::Down(Down::Flapping) => StateName::Flapping,
             State::Down(Down::Disabled) => StateName::Disabled,
             State::Up(_) if self.paused => StateName::Paused,
-            State::Starting | State::Up(Health::Probing) => StateName::Starting,
+            State::Preparing(_) | State::Starting | State::Up(Health::Probing) => StateName::Starting,
             State::Up(Health::Plain) => StateName::Running,
             State::Up(Health::Ready) => StateName::Ready,
             State::Up(Health::Unhealthy) => StateName::Unhealthy,
-            State::Draining(_) | State::Stopping(_) => StateName::Stopping,
+            State::Draining(_) | State::Stopping(_) | State::Finishing(_) => StateName::Stopping,
             State::Backoff => StateName::Backoff,
         }
     }
@@ -370,7 +413,24 @@ impl Process {
                 [said].into_iter().chain(self.fail(Down::Failed, None, why)).collect()
             }
             (State::Starting, Input::Spawned) => self.rise(now),
-            (State::Starting | State::Stopping(_), Input::SpawnFailed(why)) => {
+            (State::Preparing(None), Input::LeaderExited(exit)) => {
+                self.state = State::Preparing(Some(exit));
+                Vec::new()
+            }
+            (State::Preparing(Some(exit)), Input::Emptied) => self.be_prepared(now, exit),
+            (State::Preparing(_), Input::HookTimeout(Hook::PreStart)) => self.be_late_before(Hook::PreStart),
+            (State::Finishing(None), Input::LeaderExited(exit)) => {
+                self.state = State::Finishing(Some(exit));
+                if exit == Exit::Code(0) { Vec::new() } else { self.complain(Hook::PostStop, exit.to_string()) }
+            }
+            (State::Finishing(_), Input::Emptied) => self.conclude(now),
+            (State::Finishing(_), Input::SpawnFailed(why)) => {
+                let complaint = self.complain(Hook::PostStop, why);
+                complaint.into_iter().chain(self.conclude(now)).collect()
+            }
+            (State::Finishing(_), Input::HookTimeout(Hook::PostStop)) => self.be_late_before(Hook::PostStop),
+            (State::Finishing(_), Input::Kill) => vec![Effect::Signal(Signal::SIGKILL)],
+            (State::Preparing(_) | State::Starting | State::Stopping(_), Input::SpawnFailed(why)) => {
                 self.last = None;
                 let said = Effect::Say(format!("Failed to start {}: {why}", self.name));
                 let note = Effect::Note(What::SpawnFailed { reason: why.clone() });
@@ -380,6 +440,7 @@ impl Process {
             (State::Down(_), Input::Kill) => Vec::new(),
             (State::Waiting | State::Backoff, Input::Kill) => self.settle(Down::Idle),
             (state, Input::Kill) => {
+                self.hurried = true;
                 self.become_stopping(state);
                 vec![Effect::Signal(Signal::SIGKILL)]
             }
@@ -434,7 +495,8 @@ impl Process {
 
     fn begin(&mut self) -> Vec<Effect> {
         self.generation += 1;
-        self.state = State::Starting;
+        self.began = false;
+        self.hurried = false;
         self.why = None;
         self.sent.clear();
         self.by = None;
@@ -442,11 +504,51 @@ impl Process {
         self.stop_deadline = None;
         self.ready_at = None;
         let greeting = self.greeting.clone().map(Effect::Say);
-        greeting.into_iter().chain([Effect::Spawn]).collect()
+        let (state, first) = match self.habits.pre_start {
+            true => (State::Preparing(None), Effect::Hook(Hook::PreStart)),
+            false => (State::Starting, Effect::Spawn),
+        };
+        self.state = state;
+        greeting.into_iter().chain([first]).collect()
+    }
+
+    /// All of its pre-start has ended.
+    fn be_prepared(&mut self, now: Moment, exit: Exit) -> Vec<Effect> {
+        if exit == Exit::Code(0) && !self.unready {
+            self.state = State::Starting;
+            return vec![Effect::Spawn];
+        }
+        let late = self.why.take().filter(|_| self.unready);
+        let reason = format!("{}: {}", Hook::PreStart, late.unwrap_or_else(|| exit.to_string()));
+        self.why = Some(reason.clone());
+        self.unready = true;
+        self.healthy_for = Duration::ZERO;
+        let note = Effect::Note(What::NotReady { reason });
+        [note].into_iter().chain(self.end_by_itself(now, exit)).collect()
+    }
+
+    /// A hook that took too long is killed with all that it started.
+    fn be_late_before(&mut self, hook: Hook) -> Vec<Effect> {
+        let reason = format!("not done within {:?}", self.habits.hook_timeout);
+        let kill = Effect::Signal(Signal::SIGKILL);
+        match hook {
+            Hook::PreStart => {
+                self.unready = true;
+                self.why = Some(reason);
+                vec![kill]
+            }
+            Hook::PostStop => self.complain(hook, reason).into_iter().chain([kill]).collect(),
+        }
+    }
+
+    /// A hook whose failure changes nothing.
+    fn complain(&self, hook: Hook, reason: String) -> Vec<Effect> {
+        vec![Effect::Note(What::HookFailed { hook: hook.to_string(), reason })]
     }
 
     fn rise(&mut self, now: Moment) -> Vec<Effect> {
         self.started_at = Some(now.at);
+        self.began = true;
         if !self.habits.probed {
             self.state = State::Up(Health::Plain);
             return Vec::new();
@@ -495,8 +597,12 @@ impl Process {
                 self.by = self.by.take().or(by);
                 Vec::new()
             }
-            State::Starting | State::Up(_) | State::Draining(_) => {
+            // It has ended; what cleans up behind it is let be.
+            State::Finishing(_) => Vec::new(),
+            State::Preparing(_) | State::Starting | State::Up(_) | State::Draining(_) => {
                 self.by = by;
+                // A pre-start that is late and stopped was stopped.
+                self.unready &= !matches!(state, State::Preparing(_));
                 let asked_before = self.stop_deadline.is_some();
                 self.become_stopping(state);
                 if asked_before { Vec::new() } else { self.ask(now, signal) }
@@ -507,7 +613,7 @@ impl Process {
     fn become_stopping(&mut self, state: State) {
         let exit = match state {
             State::Draining(exit) => Some(exit),
-            State::Stopping(exit) => exit,
+            State::Stopping(exit) | State::Preparing(exit) => exit,
             _ => None,
         };
         self.state = State::Stopping(exit);
@@ -578,8 +684,31 @@ impl Process {
         let asked = self.is_asked(exit);
         let (good, restarted) = (self.is_good(exit), self.is_restarted(exit));
         self.last = Some(Last { exit, asked, by: self.by.take().filter(|_| asked), at: now.at });
-        let mut effects = vec![Effect::Ended { exit, asked }];
-        if restarted {
+        self.finish(now, Ending { exit, asked, stopped: false, good, restarted })
+    }
+
+    /// Says that it has ended, and runs what is to be run then, before anything else comes of it.
+    fn finish(&mut self, now: Moment, ending: Ending) -> Vec<Effect> {
+        let Ending { exit, asked, .. } = ending;
+        self.ending = Some(ending);
+        let follows = match self.began && self.habits.post_stop && !self.hurried {
+            true => {
+                self.state = State::Finishing(None);
+                (self.paused, self.started_at, self.stop_deadline) = (false, None, None);
+                vec![Effect::Hook(Hook::PostStop)]
+            }
+            false => self.conclude(now),
+        };
+        [Effect::Ended { exit, asked }].into_iter().chain(follows).collect()
+    }
+
+    /// What comes of it, now that everything is over.
+    fn conclude(&mut self, now: Moment) -> Vec<Effect> {
+        let Some(Ending { exit, asked, stopped, good, restarted }) = self.ending.take() else { return Vec::new() };
+        let mut effects = Vec::new();
+        if stopped {
+            effects.extend(self.settle(Down::Idle));
+        } else if restarted && self.wanted {
             effects.extend(self.back_off(now, exit, asked));
         } else if good || asked {
             self.wanted &= !(asked || self.habits.can_exit);
@@ -605,8 +734,9 @@ impl Process {
             let failed = self.fail(Down::Flapping, Some(exit), why);
             return [Effect::Note(What::Flapping)].into_iter().chain(failed).collect();
         };
+        let why = self.why.take().filter(|_| !self.began).unwrap_or_else(|| exit.to_string());
         self.settle(Down::Idle);
-        self.why = Some(exit.to_string());
+        self.why = Some(why);
         self.state = State::Backoff;
         self.next_start = Some(now.at + wait);
         let note = What::Backoff { wait_ms: millis(wait), starts: self.generation };
@@ -615,8 +745,7 @@ impl Process {
 
     fn end_as_asked(&mut self, now: Moment, exit: Exit) -> Vec<Effect> {
         self.last = Some(Last { exit, asked: true, by: self.by.take(), at: now.at });
-        let ended = Effect::Ended { exit, asked: true };
-        [ended].into_iter().chain(self.settle(Down::Idle)).collect()
+        self.finish(now, Ending { exit, asked: true, stopped: true, good: false, restarted: false })
     }
 
     fn fail(&mut self, down: Down, exit: Option<Exit>, why: String) -> Vec<Effect> {
@@ -864,6 +993,80 @@ mod tests {
             table.steps(&[Input::BackoffOver, Input::Released, Input::Spawned]);
         }
         assert_eq!(table.name(), StateName::Running);
+    }
+
+    #[test]
+    fn nothing_starts_unless_its_pre_start_ends_well() {
+        let hooked = |pragma: &str| {
+            let mut table = Table::new(&format!("pre-start=x {pragma}"));
+            assert_eq!(table.steps(&[Input::Start, Input::Released])[1..], [Effect::Hook(Hook::PreStart)]);
+            assert_eq!((table.name(), table.process.has_leader()), (StateName::Starting, true));
+            table
+        };
+        let ends = |exit| [Input::LeaderExited(exit), Input::Emptied];
+        let mut well = hooked("post-stop=y");
+        assert_eq!(well.steps(&ends(ZERO)), [Effect::Spawn]);
+        well.steps(&[Input::Spawned]);
+        assert!(well.steps(&[Input::HookTimeout(Hook::PreStart)]).is_empty(), "that is over");
+        assert_eq!(well.name(), StateName::Running);
+        // What never began has nothing behind it to clean up.
+        let mut bad = hooked("post-stop=y");
+        assert_eq!(bad.steps(&ends(THREE)), [ended(THREE), failed("pre-start: exit status 3", THREE)]);
+        assert_eq!(bad.process.why.as_deref(), Some("pre-start: exit status 3"));
+        let mut again = hooked("restart=on-failure");
+        assert_eq!(again.steps(&ends(THREE)), [ended(THREE), Effect::ArmBackoff(Duration::from_millis(100))]);
+        assert_eq!(again.process.why.as_deref(), Some("pre-start: exit status 3"));
+        assert_eq!(again.steps(&[Input::BackoffOver, Input::Released])[1..], [Effect::Hook(Hook::PreStart)]);
+        let mut late = hooked("hook-timeout=2s");
+        assert_eq!(late.steps(&[Input::HookTimeout(Hook::PreStart)]), [Effect::Signal(Signal::SIGKILL)]);
+        let killed = Exit::Signal(9);
+        assert_eq!(late.steps(&ends(killed)), [ended(killed), failed("pre-start: not done within 2s", killed)]);
+        let mut stopped = hooked("restart=always");
+        assert_eq!(stopped.steps(&[stop()]), asked());
+        let term = Exit::Signal(15);
+        assert_eq!((stopped.steps(&ends(term)), stopped.name()), (vec![obeyed(term)], StateName::Exited));
+        let mut missing = hooked("");
+        let effects = missing.steps(&[Input::SpawnFailed("no".to_owned())]);
+        assert_eq!((effects.len(), missing.name()), (2, StateName::Failed));
+    }
+
+    #[test]
+    fn a_post_stop_runs_before_anything_comes_of_an_end() {
+        let ends = |exit| [Input::LeaderExited(exit), Input::Emptied];
+        let hook = Effect::Hook(Hook::PostStop);
+        let mut table = Table::up("post-stop=y restart=on-failure");
+        assert_eq!(table.steps(&ends(THREE)), [ended(THREE), hook.clone()]);
+        assert_eq!(
+            (table.name(), table.process.has_leader(), table.process.is_alive()),
+            (StateName::Stopping, true, true)
+        );
+        assert_eq!(table.steps(&ends(ZERO)), [Effect::ArmBackoff(Duration::from_millis(100))]);
+        // How it ends itself is only told.
+        let mut table = Table::up("post-stop=y hook-timeout=2s");
+        assert_eq!(table.steps(&[stop(), Input::LeaderExited(ZERO), Input::Emptied]), [obeyed(ZERO), hook.clone()]);
+        let late = table.step(Input::HookTimeout(Hook::PostStop));
+        assert_eq!((late.len(), &late[1]), (2, &Effect::Signal(Signal::SIGKILL)));
+        assert!(matches!(table.step(Input::LeaderExited(THREE))[..], [Effect::Note(What::HookFailed { .. })]));
+        assert!(!table.process.is_down());
+        assert!(table.steps(&[Input::Emptied]).is_empty());
+        assert_eq!((table.process.state(), table.process.failed), (State::Down(Down::Idle), false));
+        // A stop meanwhile is the last word; somebody without patience is not kept waiting.
+        let mut table = Table::up("post-stop=y restart=always");
+        table.steps(&ends(ZERO));
+        assert!(table.steps(&[stop()]).is_empty());
+        table.steps(&ends(ZERO));
+        assert!(table.process.is_down());
+        let killed = Exit::Signal(9);
+        check(
+            "post-stop=y",
+            &[Input::Kill, Input::LeaderExited(killed), Input::Emptied],
+            StateName::Exited,
+            &[obeyed(killed)],
+        );
+        let mut table = Table::up("post-stop=y");
+        table.steps(&ends(ZERO));
+        assert_eq!(table.steps(&[Input::Kill]), [Effect::Signal(Signal::SIGKILL)]);
+        assert_eq!(table.steps(&ends(killed)), [Effect::Finished(ZERO)]);
     }
 
     #[test]

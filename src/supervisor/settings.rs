@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  # @etcd1 ready=http=http://127.0.0.1:2379/readyz timeout=30s stop=INT grace=5s restart=on-failure
-//!  # @web   after=etcd1:ready,migrate:exited-ok log="level=info msg=\"up\""
+//!  # @web   after=etcd1:ready,migrate:exited-ok pre-start='./migrate --to 7' post-stop='rm -rf cache' hook-timeout=20s
 //!  # @*     restart-max=3
 //! ```
 //!
@@ -20,12 +20,32 @@ use regex::bytes::Regex;
 
 use crate::common::go_duration;
 
+/// What users are told of it.
+pub const HELP: &str = "\
+Settings of a process stand in comments of the Procfile, which goreman passes over; @* is for all:
+  # @web ready=http=http://127.0.0.1:5000/health restart=on-failure pre-start='./migrate up'
+
+  ready=PROBE          sd-notify, http=URL (with status=CODE), tcp=HOST:PORT, log=REGEX, exec=COMMAND or delay=DURATION
+  interval= timeout=   between two looks (100ms), and until it must be ready (60s)
+  stop= grace=         the signal that asks it to end (TERM), and how long until it is killed (10s)
+  restart=POLICY       no, on-failure, always or unless-stopped; restart-max=N ends in a row (10)
+  success=CODES        exit codes that are no failure (0); can-exit: its good end ends nothing else
+  after=NAME[:WHAT]    starts when NAME is started, ready or exited-ok; several with commas
+  pre-start=COMMAND    runs before each start, in its environment and directory: if it fails, the start has failed
+  post-stop=COMMAND    runs when nothing is left of it, however it ended
+  hook-timeout=        how long either may run until all of it is killed (60s)
+  env-file= cwd= tty   further variables, its directory, a terminal of its own (attach)
+  data-dir=DIR         what restart --clean and member replace remove
+  relay=PORT:PORT      of a member: where the others reach it, and where it listens (partition, delay, drop)";
+
 /// Between asking a process to stop and killing it.
 pub const GRACE: Duration = Duration::from_secs(10);
 /// Between two looks at a process that is not ready; it grows while nothing changes.
 const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a process may take to be ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a hook may take.
+const HOOK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Starts in a row, each soon after the last end, before a process is left alone.
 const RESTARTS_MAX: u32 = 10;
 /// Compiled size of a pattern, so that a Procfile cannot take all memory.
@@ -81,6 +101,24 @@ pub struct After {
     pub condition: Option<Condition>,
 }
 
+/// A shell command that is run beside a process's own, in its environment and directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Before each start: nothing is started unless it ends well.
+    PreStart,
+    /// When nothing is left of a start of the process.
+    PostStop,
+}
+
+impl std::fmt::Display for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Hook::PreStart => "pre-start",
+            Hook::PostStop => "post-stop",
+        })
+    }
+}
+
 /// All that may be said about one process.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -103,8 +141,66 @@ pub struct Settings {
     pub cwd: Option<PathBuf>,
     /// What a restart with clean data removes.
     pub data_dir: Option<PathBuf>,
+    pub pre_start: Option<String>,
+    pub post_stop: Option<String>,
+    /// Of either hook; then all of it is killed.
+    pub hook_timeout: Duration,
     /// Where it is said, for errors that are found later.
     pub line: Option<usize>,
+}
+
+impl Settings {
+    /// The command of a hook.
+    pub fn hook(&self, hook: Hook) -> Option<&String> {
+        match hook {
+            Hook::PreStart => self.pre_start.as_ref(),
+            Hook::PostStop => self.post_stop.as_ref(),
+        }
+    }
+
+    /// Every setting with what it says, always in the same order: two that say the same are the same.
+    pub fn facts(&self) -> Vec<(&'static str, String)> {
+        let Settings {
+            ready,
+            interval,
+            timeout,
+            stop,
+            grace,
+            restart,
+            restart_max,
+            success,
+            after,
+            can_exit,
+            env_file,
+            tty,
+            cwd,
+            data_dir,
+            pre_start,
+            post_stop,
+            hook_timeout,
+            // Where it stands is not what it says.
+            line: _,
+        } = self;
+        vec![
+            ("ready", format!("{ready:?}")),
+            ("interval", format!("{interval:?}")),
+            ("timeout", format!("{timeout:?}")),
+            ("stop", format!("{stop:?}")),
+            ("grace", format!("{grace:?}")),
+            ("restart", format!("{restart:?}")),
+            ("restart-max", restart_max.to_string()),
+            ("success", format!("{success:?}")),
+            ("after", format!("{after:?}")),
+            ("can-exit", can_exit.to_string()),
+            ("env-file", format!("{env_file:?}")),
+            ("tty", tty.to_string()),
+            ("cwd", format!("{cwd:?}")),
+            ("data-dir", format!("{data_dir:?}")),
+            ("pre-start", format!("{pre_start:?}")),
+            ("post-stop", format!("{post_stop:?}")),
+            ("hook-timeout", format!("{hook_timeout:?}")),
+        ]
+    }
 }
 
 impl Default for Settings {
@@ -124,6 +220,9 @@ impl Default for Settings {
             tty: false,
             cwd: None,
             data_dir: None,
+            pre_start: None,
+            post_stop: None,
+            hook_timeout: HOOK_TIMEOUT,
             line: None,
         }
     }
@@ -262,12 +361,15 @@ fn apply(settings: &mut Settings, name: &str, pairs: &[(String, Option<String>)]
             "env-file" => settings.env_file = Some(PathBuf::from(needed()?)),
             "cwd" => settings.cwd = Some(PathBuf::from(needed()?)),
             "data-dir" => settings.data_dir = Some(PathBuf::from(needed()?)),
+            "pre-start" => settings.pre_start = Some(needed()?.to_owned()),
+            "post-stop" => settings.post_stop = Some(needed()?.to_owned()),
+            "hook-timeout" => settings.hook_timeout = positive(needed()?).map_err(bad)?,
             // `links::relays` reads it.
             "relay" => {}
             other => {
                 return Err(format!(
                     "@{name}: unknown setting \"{other}\" (there are ready, status, interval, timeout, stop, grace, restart, \
-                     restart-max, success, after, can-exit, env-file, tty, cwd, data-dir, relay)"
+                     restart-max, success, after, can-exit, env-file, tty, cwd, data-dir, pre-start, post-stop, hook-timeout, relay)"
                 ));
             }
         }
@@ -374,7 +476,7 @@ mod tests {
     fn everything_can_be_said_and_goreman_would_not_see_it() {
         let text = "web: x\n\n# prose about @web: nothing\n  #@web  ready=log='up and running' interval=1s timeout=5s stop=int \
                     grace=0s restart=always restart-max=3 success=0,3 after=db:ready,website can-exit tty=yes cwd=sub \
-                    env-file=.env.web data-dir=\"my data\"\n";
+                    env-file=.env.web data-dir=\"my data\" pre-start='a=1 b' post-stop=c hook-timeout=9s\n";
         let web = of(text, "web").unwrap();
         assert!(matches!(&web.ready, Some(Probe::Log { pattern }) if pattern.as_str() == "up and running"));
         assert_eq!((web.interval, web.timeout), (Duration::from_secs(1), Duration::from_secs(5)));
@@ -384,6 +486,8 @@ mod tests {
         assert_eq!(web.after, [db, After { name: "website".to_owned(), condition: None }]);
         assert!(web.can_exit && web.tty);
         assert_eq!(web.data_dir, Some(PathBuf::from("my data")));
+        assert_eq!((web.pre_start.as_deref(), web.post_stop.as_deref()), (Some("a=1 b"), Some("c")));
+        assert_eq!(web.hook_timeout, Duration::from_secs(9));
         assert_eq!((web.cwd, web.env_file), (Some("sub".into()), Some(".env.web".into())));
         assert_eq!(web.line, Some(4));
         let entries = crate::supervisor::procfile::parse(text);
@@ -425,6 +529,8 @@ mod tests {
         check("# @web ready=tcp=host:0", "host:port");
         check("# @web ready=http=https://host/", "only http://");
         check("# @web status=204", "status= is for");
+        check("# @web pre-start=", "pre-start= needs a value");
+        check("# @web hook-timeout=0s", "more than nothing");
         check("# @web ready=log=\"open", "not closed");
         check("# @web can-exit=maybe", "yes or no");
     }

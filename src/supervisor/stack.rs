@@ -24,7 +24,7 @@ use crate::supervisor::targets::glob;
 /// Instances of one entry: their ports must not reach those of the next one.
 const INSTANCES_MAX: u64 = PORT_STEP;
 /// In front of the names of variables by which processes find each other's ports.
-const PORT_OF: &str = "QUORATE_PORT_";
+pub const PORT_OF: &str = "QUORATE_PORT_";
 /// In a formation: every entry that is not named.
 const ALL: &str = "all";
 /// `check --strict` found something to warn of, or there is nothing to run.
@@ -166,9 +166,14 @@ fn planned(entry: &Entry, at: &Line, name: String, port: Option<u64>) -> Planned
 
 /// The variable by which others find a process's port: `QUORATE_PORT_WEB_1`.
 fn port_variable(process: &Planned) -> Option<(String, String)> {
+    process.port.map(|port| (port_variable_of(&process.name), port.to_string()))
+}
+
+/// Its name, for the process of this name.
+pub fn port_variable_of(name: &str) -> String {
     let letter = |letter: char| if letter.is_ascii_alphanumeric() { letter.to_ascii_uppercase() } else { '_' };
-    let name: String = process.name.chars().map(letter).collect();
-    process.port.map(|port| (format!("{PORT_OF}{name}"), port.to_string()))
+    let name: String = name.chars().map(letter).collect();
+    format!("{PORT_OF}{name}")
 }
 
 /// How many of each entry; `None` for one that keeps its plain name, because nothing was said of it.

@@ -47,6 +47,7 @@ mod supervisor_cluster;
 mod supervisor_control;
 mod supervisor_engine;
 mod supervisor_output;
+mod supervisor_reload;
 mod supervisor_top;
 mod support;
 mod takeover;

@@ -288,6 +288,70 @@ async fn chaos_of_a_seed_keeps_the_quorum_and_takes_everything_back() {
     cluster.done("supervisor down").await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_are_replaced_removed_added_and_promoted_as_long_as_there_is_a_quorum() {
+    let cluster = Cluster::generate("--size 3");
+    cluster.done("supervisor up -d --wait").await;
+    let ctl = cluster.ctl(&cluster.client_url("m3"));
+    cluster.done(&format!("{ctl} put k v")).await;
+    let listed = async || cluster.done(&format!("{ctl} member list")).await;
+    let id_of = |list: &str, name: &str| {
+        let line = list.lines().find(|line| line.contains(&format!(" {name},"))).unwrap_or_else(|| panic!("{list}"));
+        line.split(',').next().expect("an id").to_owned()
+    };
+    let has_value = async |name: &str| {
+        let get = format!("{} get k --consistency=s --print-value-only", cluster.ctl(&cluster.client_url(name)));
+        eventually("the value at the new member", async || {
+            let (_, out, err) = cluster.ask(&get).await;
+            if out.trim() == "v" { Ok(()) } else { Err(format!("{out}{err}")) }
+        })
+        .await;
+    };
+
+    // Restarted with clean data it is another member, with everything that the others have.
+    let old = id_of(&listed().await, "m1");
+    let out = cluster.done("supervisor restart m1 --clean").await;
+    assert!(out.contains(&format!("{old} removed, added as ")), "{out}");
+    has_value("m1").await;
+    let list = listed().await;
+    assert!(list.lines().count() == 3 && id_of(&list, "m1") != old, "{list}");
+    // It stays one when it is started again.
+    cluster.done("supervisor restart m1").await;
+    cluster.done("supervisor wait --timeout 60s").await;
+
+    let out = cluster.done("supervisor member remove m2").await;
+    assert!(out.contains("removed from the cluster"), "{out}");
+    assert_eq!(listed().await.lines().count(), 2);
+    let (code, _, err) = cluster.ask("supervisor member remove m1").await;
+    assert_eq!(code, Some(0), "{err}");
+    let (code, _, err) = cluster.ask("supervisor member remove m3").await;
+    assert_eq!(code, Some(1));
+    assert!(err.contains("no quorum") || err.contains("are needed"), "{err}");
+    let (code, _, err) = cluster.ask("supervisor member remove nosuch").await;
+    assert!(code == Some(4) && err.contains("nosuch"), "{err}");
+
+    let out = cluster.done("supervisor member add m2 --learner").await;
+    assert!(out.contains(" without a vote, "), "{out}");
+    assert_eq!(cluster.with_role("learner").await, ["m2"]);
+    let (code, _, err) = cluster.ask("supervisor member add m2").await;
+    assert!(code == Some(1) && err.contains("it is a member already"), "{err}");
+    cluster.done("supervisor member promote m2").await;
+    has_value("m2").await;
+    // Two members are a quorum only together.
+    let (code, _, err) = cluster.ask("supervisor member replace m2").await;
+    assert_eq!(code, Some(1));
+    assert!(err.contains("without it 1 of 2 voting members would be up, and 2 are needed"), "{err}");
+    cluster.done("supervisor member add m1").await;
+    assert_eq!(listed().await.lines().count(), 3);
+
+    // With all of them clean the cluster begins anew.
+    cluster.done("supervisor restart all --clean").await;
+    cluster.done("supervisor wait --timeout 60s").await;
+    assert_eq!(cluster.done(&format!("{ctl} get k")).await, "");
+    assert_eq!(listed().await.lines().count(), 3);
+    cluster.done("supervisor down").await;
+}
+
 struct Running(Child);
 
 impl Drop for Running {

@@ -24,16 +24,16 @@ use crate::support::eventually;
 use crate::support::free_port;
 
 /// A Procfile in a directory of its own, with a runtime directory of its own. Whatever still runs at the end is ended.
-struct Stack {
-    dir: TempDir,
+pub struct Stack {
+    pub dir: TempDir,
     runtime: TempDir,
 }
 
 /// Exit code, standard output, standard error.
-type Ran = (Option<i32>, String, String);
+pub type Ran = (Option<i32>, String, String);
 
 impl Stack {
-    fn new(procfile: &str) -> Stack {
+    pub fn new(procfile: &str) -> Stack {
         let stack = Stack {
             dir: tempfile::tempdir().expect("a directory"),
             runtime: tempfile::tempdir().expect("a runtime directory"),
@@ -42,11 +42,11 @@ impl Stack {
         stack
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub fn write(&self, name: &str, text: &str) {
         std::fs::write(self.dir.path().join(name), text).expect("a file");
     }
 
-    fn command(&self, line: &[&str]) -> Command {
+    pub fn command(&self, line: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
         command.arg0("quorate").arg("supervisor").args(line).current_dir(self.dir.path());
         command.env("XDG_RUNTIME_DIR", self.runtime.path()).env_remove("NO_COLOR").stdin(Stdio::null());
@@ -54,7 +54,7 @@ impl Stack {
     }
 
     /// Runs a command line to its end; words are separated by blanks.
-    fn run(&self, line: &str) -> Ran {
+    pub fn run(&self, line: &str) -> Ran {
         let words: Vec<&str> = line.split_whitespace().collect();
         let output = self.command(&words).output().expect("it runs");
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
@@ -70,14 +70,14 @@ impl Stack {
         Running(command.spawn().expect("it starts"))
     }
 
-    fn check(&self, line: &str, code: i32) -> String {
+    pub fn check(&self, line: &str, code: i32) -> String {
         let (found, out, err) = self.run(line);
         assert_eq!(found, Some(code), "{line}\n{out}\n{err}");
         if code == 0 { out } else { err }
     }
 
     /// The text of a file, as soon as it holds this.
-    fn file(&self, name: &str, part: &str) -> String {
+    pub fn file(&self, name: &str, part: &str) -> String {
         let start = Instant::now();
         loop {
             let text = std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
@@ -89,13 +89,13 @@ impl Stack {
         }
     }
 
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         let (_, out, err) = self.run("ps --json");
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"))
     }
 
     /// One field of one process.
-    fn field(&self, name: &str, field: &str) -> Value {
+    pub fn field(&self, name: &str, field: &str) -> Value {
         let status = self.json();
         let processes = status["processes"].as_array().expect("a list");
         processes.iter().find(|process| process["name"] == name).expect("it is there")[field].clone()
@@ -139,7 +139,7 @@ impl Drop for Running {
     }
 }
 
-fn is_alive(pid: &str) -> bool {
+pub fn is_alive(pid: &str) -> bool {
     Path::new("/proc").join(pid).exists()
 }
 
@@ -453,6 +453,39 @@ fn the_socket_survives_nonsense() {
     let answer = post("/v1/actions", "{\"targets\":[\"a\"],\"action\":\"kill\",\"signal\":10}");
     assert!(answer.contains("\"ok\":true"), "{answer}");
     stack.check("down", 0);
+}
+
+#[test]
+fn over_tcp_only_the_token_opens() {
+    let stack = Stack::new("a: exec sleep 1000\n");
+    stack.write("token", "0123456789abcdef\n");
+    stack.write("wrong", "0123456789abcdeX\n");
+    let port = free_port();
+    let err = stack.check(&format!("up -d --listen 127.0.0.1:{port}"), 2);
+    assert!(err.contains("--listen needs a --token-file"), "{err}");
+    stack.check(&format!("up -d --listen 0.0.0.0:{port} --token-file token"), 2);
+    let err = stack.check(&format!("up -d --listen 127.0.0.1:{port} --token-file token"), 1);
+    assert!(err.contains("can be read by others"), "{err}");
+    for name in ["token", "wrong"] {
+        let own = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(stack.dir.path().join(name), own).expect("a mode");
+    }
+    stack.check(&format!("up -d --listen 127.0.0.1:{port} --token-file token"), 0);
+    let with = |file: &str, line: &str| format!("--connect 127.0.0.1:{port} --token-file {file} {line}");
+    assert_eq!(stack.check(&with("token", "ps --short"), 0), "a:running\n");
+    stack.check(&with("token", "restart a"), 0);
+    for line in ["ps", "stop a", "down --force", "logs -f", "reload"] {
+        let err = stack.check(&with("wrong", line), 1);
+        assert!(err.contains("the token is missing or wrong"), "{line}: {err}");
+    }
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    stream.write_all(b"GET /v1/processes HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    assert_eq!(stack.check("ps --short", 0), "a:running\n", "the socket is there all the same");
+    stack.check(&with("token", "down"), 0);
+    stack.check(&with("token", "ps"), 5);
 }
 
 #[test]

@@ -344,16 +344,31 @@ async fn a_terminal_that_is_closed_ends_everything() {
 /// As process 1 of a container orphans come to it in any case, and a signal without a handler would do nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn as_process_one_it_reaps_and_ends() {
-    let stack = Stack::new("a: (sh -c 'sleep 0.1' &); echo $$ >pid; exec sleep 1000\n");
-    let mut command = std::process::Command::new("unshare");
-    command.args(["--pid", "--fork", "--kill-child", "--mount-proc", env!("CARGO_BIN_EXE_quorate"), "supervisor"]);
-    command.args(["-p", &stack.port.to_string(), "start"]).current_dir(stack.dir.path()).stdin(Stdio::null());
     let works = std::process::Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "true"]).output();
     if !works.is_ok_and(|output| output.status.success()) {
         return skipped("as_process_one_it_reaps_and_ends", "no namespace for processes without root");
     }
+    as_process_one("quorate", &["supervisor", "-p", "PORT", "start"], Signal::SIGTERM, 143).await;
+    as_process_one("quorate", &["supervisor", "up"], Signal::SIGINT, 130).await;
+    as_process_one("quorate", &["supervisor", "up", "--exit-on", "never"], Signal::SIGTERM, 143).await;
+    as_process_one("goreman", &["-p", "PORT", "start"], Signal::SIGINT, 0).await;
+}
+
+/// One process that ends by itself when it is asked, and has an orphan that ends before it.
+async fn as_process_one(name: &str, words: &[&str], signal: Signal, code: i32) {
+    let stack = Stack::new(
+        "a: (setsid sh -c 'sleep 0.1' &); trap 'echo stopped; exit 0' INT TERM; echo $$ >pid; while :; do sleep 0.05; done\n",
+    );
+    // The name decides what the binary is.
+    let program = stack.dir.path().join("bin").join(name);
+    std::fs::create_dir(stack.dir.path().join("bin")).expect("a directory");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_quorate"), &program).expect("a link");
+    let port = stack.port.to_string();
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).arg(program);
+    command.args(words.iter().map(|word| if *word == "PORT" { port.as_str() } else { word }));
+    command.current_dir(stack.dir.path()).env("XDG_RUNTIME_DIR", stack.dir.path()).stdin(Stdio::null());
     let running = Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts"));
-    stack.status("*a\n").await;
     stack.file("pid").await;
     let unshare = running.0.id();
     let own = eventually("process 1", async || children_of(unshare).first().cloned().ok_or("none".to_owned())).await;
@@ -368,9 +383,13 @@ async fn as_process_one_it_reaps_and_ends() {
         }
     })
     .await;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(own as i32), Signal::SIGTERM).expect("it is there");
-    let (code, out, err) = running.wait();
-    assert_eq!(code, Some(143), "{out}{err}");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(own as i32), signal).expect("it is there");
+    let (found, out, err) = running.wait();
+    assert_eq!(found, Some(code), "{name} {words:?}\n{out}{err}");
+    assert!(
+        out.contains("| stopped") || out.contains("| \x1b[mstopped"),
+        "the process was asked, not killed: {out}{err}"
+    );
 }
 
 #[test]

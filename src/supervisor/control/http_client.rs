@@ -1,5 +1,7 @@
-//! The asking side of the project's socket: one connection a call.
+//! The asking side of the project's socket, or of a port: one connection a call.
 
+use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -8,6 +10,7 @@ use http::Method;
 use http::Request;
 use http::Response;
 use http::StatusCode;
+use http::header::AUTHORIZATION;
 use http::header::CONNECTION;
 use http::header::HOST;
 use http::header::UPGRADE;
@@ -19,10 +22,15 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
+use crate::common::os_reason::os_reason;
 use crate::supervisor::control::messages::Refusal;
+use crate::supervisor::control::token::Token;
 use crate::supervisor::project;
 use crate::supervisor::project::Project;
 
@@ -52,8 +60,19 @@ pub enum ControlError {
 /// The way to a supervisor that was there when this was made.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    socket: PathBuf,
+    way: Way,
 }
+
+#[derive(Clone, Debug)]
+enum Way {
+    Socket(PathBuf),
+    Port { address: SocketAddr, token: Token },
+}
+
+/// Either kind of connection.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// An answer that comes line by line. Dropped, it hangs up.
 #[derive(Debug)]
@@ -69,7 +88,7 @@ impl Caller {
     pub async fn find(project: &Project, procfile_named: bool) -> Result<Caller, ControlError> {
         for socket in project.sockets() {
             if UnixStream::connect(&socket).await.is_ok() {
-                return Ok(Caller { socket });
+                return Ok(Caller::at(&socket));
             }
         }
         let mut living = Vec::new();
@@ -79,7 +98,7 @@ impl Caller {
             }
         }
         match living.as_slice() {
-            [(_, socket)] => Ok(Caller { socket: socket.clone() }),
+            [(_, socket)] => Ok(Caller::at(socket)),
             [] => Err(ControlError::NoSupervisor(format!(
                 "no supervisor runs {} (`quorate supervisor up -d` starts one)",
                 project.procfile.display()
@@ -95,12 +114,27 @@ impl Caller {
 
     /// The one that listens there.
     pub fn at(socket: &Path) -> Caller {
-        Caller { socket: socket.to_owned() }
+        Caller { way: Way::Socket(socket.to_owned()) }
+    }
+
+    /// The one that listens on this port and wants this token.
+    pub fn with_token(address: SocketAddr, token: Token) -> Caller {
+        Caller { way: Way::Port { address, token } }
+    }
+
+    async fn dial(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(match &self.way {
+            Way::Socket(socket) => Box::new(UnixStream::connect(socket).await?),
+            Way::Port { address, .. } => Box::new(TcpStream::connect(address).await?),
+        })
     }
 
     /// Whether it has not ended altogether.
     pub fn is_there(&self) -> bool {
-        project::is_held(&self.socket)
+        match &self.way {
+            Way::Socket(socket) => project::is_held(socket),
+            Way::Port { address, .. } => std::net::TcpStream::connect(address).is_ok(),
+        }
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ControlError> {
@@ -166,13 +200,20 @@ impl Caller {
         protocol: Option<&str>,
     ) -> Result<(Response<Incoming>, JoinHandle<()>), ControlError> {
         let broken = |error: &dyn std::fmt::Display| ControlError::Broken(error.to_string());
-        let stream = UnixStream::connect(&self.socket).await;
-        let stream = stream.map_err(|_| ControlError::NoSupervisor("the supervisor has ended".to_owned()))?;
+        let stream = self.dial().await.map_err(|error| match &self.way {
+            Way::Socket(_) => ControlError::NoSupervisor("the supervisor has ended".to_owned()),
+            Way::Port { address, .. } => {
+                ControlError::NoSupervisor(format!("no supervisor answers on {address}: {}", os_reason(&error)))
+            }
+        })?;
         let greeted = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = greeted.map_err(|error| broken(&error))?;
         // How the connection ended shows in the answer that it carries.
         let connection = tokio::spawn(async move { drop(connection.with_upgrades().await) });
         let mut request = Request::builder().method(method).uri(path).header(HOST, "supervisor");
+        if let Way::Port { token, .. } = &self.way {
+            request = request.header(AUTHORIZATION, token.header());
+        }
         if let Some(protocol) = protocol {
             request = request.header(CONNECTION, "upgrade").header(UPGRADE, protocol);
         }

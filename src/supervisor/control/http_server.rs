@@ -15,7 +15,9 @@ use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream;
 use http::Method;
 use http::Request;
 use http::Response;
@@ -27,7 +29,9 @@ use http::header::UPGRADE;
 use http_body_util::BodyExt;
 use http_body_util::Full;
 use http_body_util::Limited;
+use http_body_util::StreamBody;
 use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Frame;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
@@ -35,6 +39,10 @@ use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
 use tokio::net::UnixListener;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -49,11 +57,15 @@ use crate::supervisor::control::messages::EndRequest;
 use crate::supervisor::control::messages::LinkAnswer;
 use crate::supervisor::control::messages::ProcessStatus;
 use crate::supervisor::control::messages::Refusal;
+use crate::supervisor::control::messages::ReloadRequest;
+use crate::supervisor::control::messages::Reloading;
 use crate::supervisor::control::messages::Status;
 use crate::supervisor::control::messages::SupervisorView;
 use crate::supervisor::control::query::Query;
 use crate::supervisor::control::streams;
 use crate::supervisor::control::streams::Wanted;
+use crate::supervisor::control::token::Token;
+use crate::supervisor::control::vocabulary::Action;
 use crate::supervisor::control::vocabulary::Ending;
 use crate::supervisor::control::vocabulary::Handle;
 use crate::supervisor::control::vocabulary::NamedResult;
@@ -72,7 +84,12 @@ use crate::supervisor::procinfo::GroupInfo;
 use crate::supervisor::procinfo::Listeners;
 use crate::supervisor::procinfo::Table;
 use crate::supervisor::project::Holder;
+use crate::supervisor::reload::Definition;
 use crate::supervisor::rolling::RollingRequest;
+use crate::supervisor::roster::Change;
+use crate::supervisor::roster::Place;
+use crate::supervisor::roster::Roster;
+use crate::supervisor::roster::RosterRequest;
 use crate::supervisor::targets;
 use crate::supervisor::targets::Candidate;
 use crate::supervisor::targets::Role;
@@ -109,25 +126,72 @@ pub struct Entry {
     /// What it finds in its environment beside what we were started with.
     pub environment: Vec<(String, String)>,
     pub member: Option<Member>,
+    /// Its settings name what a start with clean data removes.
+    pub has_data_dir: bool,
 }
+
+/// What the files say when they are read again.
+pub struct Reread {
+    pub definitions: Vec<Definition>,
+    pub entries: Vec<Entry>,
+    /// Sentences with file and line.
+    pub warnings: Vec<String>,
+}
+
+/// Reads them: the error is a sentence with file and line.
+pub type Reader = Arc<dyn Fn() -> Result<Reread, String> + Send + Sync>;
 
 /// What the socket serves, and from what.
 pub struct Sources {
     pub handle: Handle,
     pub holder: Holder,
+    /// Until a reload.
     pub entries: Vec<Entry>,
+    pub reader: Reader,
     pub output: Output,
     pub journal: Journal,
     /// `None` where no member has a relay.
     pub links: Option<Links>,
 }
 
+/// Where callers come in.
+trait Door: Send + Sync {
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// The next one, and who it is, where the kernel says so.
+    fn admit(&self) -> impl Future<Output = std::io::Result<(Self::Stream, Requester)>> + Send;
+}
+
+impl Door for UnixListener {
+    type Stream = UnixStream;
+
+    async fn admit(&self) -> std::io::Result<(UnixStream, Requester)> {
+        let (stream, _) = self.accept().await?;
+        let by = match stream.peer_cred() {
+            Ok(peer) => Requester { pid: peer.pid(), uid: Some(peer.uid()) },
+            Err(_) => Requester::default(),
+        };
+        Ok((stream, by))
+    }
+}
+
+impl Door for TcpListener {
+    type Stream = TcpStream;
+
+    async fn admit(&self) -> std::io::Result<(TcpStream, Requester)> {
+        Ok((self.accept().await?.0, Requester::default()))
+    }
+}
+
 /// The server's side of all connections.
 pub struct Control {
     sources: Sources,
+    entries: Mutex<Arc<Vec<Entry>>>,
     started: Instant,
     stop: watch::Receiver<bool>,
     campaigns: Campaigns,
+    /// Members are changed one at a time.
+    turn: Arc<tokio::sync::Mutex<()>>,
     /// The last look at /proc, for CPU use.
     sample: Mutex<Option<(Instant, Arc<Table>)>>,
 }
@@ -143,20 +207,37 @@ impl From<Ending> for Refused {
 
 impl Control {
     /// One that serves until `stop` says so.
-    pub fn new(sources: Sources, stop: watch::Receiver<bool>) -> Control {
-        Control { sources, started: Instant::now(), stop, campaigns: Campaigns::default(), sample: Mutex::new(None) }
+    pub fn new(mut sources: Sources, stop: watch::Receiver<bool>) -> Control {
+        let entries = Mutex::new(Arc::new(std::mem::take(&mut sources.entries)));
+        let (started, campaigns, sample) = (Instant::now(), Campaigns::default(), Mutex::new(None));
+        Control { sources, entries, started, stop, campaigns, turn: Arc::default(), sample }
+    }
+
+    /// The processes of the Procfile as it was read last.
+    fn entries(&self) -> Arc<Vec<Entry>> {
+        // Each assignment leaves a whole list.
+        Arc::clone(&self.entries.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Serves until the stop, and then until the answers that are owed have left.
     pub async fn serve(self: Arc<Self>, listener: UnixListener) {
+        self.serve_all(listener, None).await;
+    }
+
+    /// The same on a port, for whoever has the token.
+    pub async fn serve_with_token(self: Arc<Self>, listener: TcpListener, token: Token) {
+        self.serve_all(listener, Some(token)).await;
+    }
+
+    async fn serve_all<D: Door>(self: Arc<Self>, door: D, token: Option<Token>) {
         let mut stop = self.stop.clone();
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
                 () = is_over(&mut stop) => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) if connections.len() < CONNECTIONS_MAX => {
-                        connections.spawn(Arc::clone(&self).serve_connection(stream));
+                accepted = door.admit() => match accepted {
+                    Ok((stream, by)) if connections.len() < CONNECTIONS_MAX => {
+                        connections.spawn(Arc::clone(&self).serve_connection(stream, by, token.clone()));
                     }
                     // Too many: whoever asks next may have more luck.
                     Ok(_) => {}
@@ -169,15 +250,22 @@ impl Control {
         while connections.join_next().await.is_some() {}
     }
 
-    async fn serve_connection(self: Arc<Self>, stream: UnixStream) {
+    async fn serve_connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+        self: Arc<Self>,
+        stream: S,
+        by: Requester,
+        token: Option<Token>,
+    ) {
         let mut stop = self.stop.clone();
-        let by = match stream.peer_cred() {
-            Ok(peer) => Requester { pid: peer.pid(), uid: Some(peer.uid()) },
-            Err(_) => Requester::default(),
-        };
-        let service = service_fn(move |request| {
+        let service = service_fn(move |request: Request<Incoming>| {
             let (control, by) = (Arc::clone(&self), by.clone());
-            async move { Ok::<_, Infallible>(control.answer(request, by).await) }
+            let is_known = token.as_ref().is_none_or(|token| token.is_in(request.headers()));
+            async move {
+                Ok::<_, Infallible>(match is_known {
+                    true => control.answer(request, by).await,
+                    false => refusal(Refused(StatusCode::UNAUTHORIZED, "the token is missing or wrong".to_owned())),
+                })
+            }
         });
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE);
@@ -217,6 +305,14 @@ impl Control {
                 Ok(request) => self.act(request, by).await.and_then(|done| json(&done)),
                 Err(refused) => Err(refused),
             },
+            (&Method::POST, "/v1/members") => match read(body).await {
+                Ok(request) => self.change_members(request, by).await.and_then(|done| json(&done)),
+                Err(refused) => Err(refused),
+            },
+            (&Method::POST, "/v1/reload") => match read(body).await {
+                Ok(request) => self.reload(request, by).await,
+                Err(refused) => Err(refused),
+            },
             (&Method::POST, "/v1/end") => match read::<EndRequest>(body).await {
                 Ok(request) => {
                     self.sources.handle.end(request.force, by).await.map_err(Refused::from).and_then(|()| json(&()))
@@ -225,11 +321,7 @@ impl Control {
             },
             (method, path) => Err(Refused(StatusCode::NOT_FOUND, format!("there is no {method} {path}"))),
         };
-        done.unwrap_or_else(|Refused(status, error)| {
-            let mut response = json(&Refusal { error }).unwrap_or_else(|_| Response::new(text(Bytes::new())));
-            *response.status_mut() = status;
-            response
-        })
+        done.unwrap_or_else(refusal)
     }
 
     async fn status(&self, quick: bool) -> Result<Status, Refused> {
@@ -260,8 +352,8 @@ impl Control {
         })
     }
 
-    fn member(&self, name: &str) -> Option<&Member> {
-        self.sources.entries.iter().find(|entry| entry.name == name)?.member.as_ref()
+    fn member(&self, name: &str) -> Option<Member> {
+        self.entries().iter().find(|entry| entry.name == name)?.member.clone()
     }
 
     /// What the groups use, on a thread of its own: /proc may be long.
@@ -371,7 +463,7 @@ impl Control {
     fn scene(&self, by: Requester) -> Scene {
         Scene {
             handle: self.sources.handle.clone(),
-            members: self.sources.entries.iter().filter_map(|entry| entry.member.clone()).collect(),
+            members: self.entries().iter().filter_map(|entry| entry.member.clone()).collect(),
             links: self.sources.links.clone(),
             journal: self.sources.journal.clone(),
             by,
@@ -417,33 +509,110 @@ impl Control {
 
     fn environment(&self, query: &Query) -> Result<Vec<(String, String)>, Refused> {
         let name = query.value("name").unwrap_or_default();
-        let entry = self.sources.entries.iter().find(|entry| entry.name == name);
-        let known = || self.sources.entries.iter().map(|entry| entry.name.clone()).collect();
+        let entries = self.entries();
+        let entry = entries.iter().find(|entry| entry.name == name);
+        let known = || entries.iter().map(|entry| entry.name.clone()).collect();
         let unknown = || TargetError::Unknown { unknown: vec![name.to_owned()], known: known() };
         entry.map(|entry| entry.environment.clone()).ok_or_else(|| refused_target(&unknown()))
     }
 
+    /// Reads everything again and makes it so. Told in two lines: what is to be done, and what came of it.
+    async fn reload(&self, request: ReloadRequest, by: Requester) -> Result<Response<Body>, Refused> {
+        let refused = |error: String| Refused(StatusCode::UNPROCESSABLE_ENTITY, error);
+        let reader = Arc::clone(&self.sources.reader);
+        // On a thread of its own: a file may be slow to come.
+        let reread = tokio::task::spawn_blocking(move || reader()).await;
+        // It fails only if the runtime is ending.
+        let reread = reread.map_err(|_| Refused::from(Ending))?.map_err(refused)?;
+        let reloaded = self.sources.handle.reload(reread.definitions, request.dry_run, by).await?;
+        let (steps, results) = reloaded.map_err(refused)?;
+        if !request.dry_run {
+            *self.entries.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(reread.entries);
+        }
+        let plan = Reloading::Plan { steps, warnings: reread.warnings };
+        let done = async move {
+            let results = results.await.ok().filter(|_| !request.dry_run)?;
+            Some(Reloading::Done { results })
+        };
+        let told = stream::once(async { Some(plan) }).chain(stream::once(done));
+        let told = told.filter_map(|line| async {
+            // Our own types have no keys that are not texts, which is all that could fail.
+            let mut bytes = serde_json::to_vec(&line?).unwrap_or_default();
+            bytes.push(b'\n');
+            Some(Ok::<_, Infallible>(Frame::data(Bytes::from(bytes))))
+        });
+        lines(StreamBody::new(told).boxed_unsync())
+    }
+
     async fn act(&self, request: ActionRequest, by: Requester) -> Result<ActionAnswer, Refused> {
         let names = self.names(&request.targets).await?;
+        let replaced = self.replaced(&request.action, &names, &by).await?;
         let one = async |name: String| -> Result<(Vec<NamedResult>, bool), Ending> {
+            if let Some(change) = replaced.filter(|_| self.member(&name).is_some()) {
+                return self.change_one(name, change, false, (request.no_wait, request.timeout_ms), &by).await;
+            }
             if request.no_wait {
                 self.sources.handle.tell(request.action.clone(), vec![name.clone()], by.clone()).await?;
-                return Ok((vec![NamedResult { name, ok: true, text: "asked for".to_owned() }], false));
+                return Ok((vec![asked_for(name)], false));
             }
             let acted = self.sources.handle.act(request.action.clone(), vec![name.clone()], by.clone());
-            let Some(timeout) = request.timeout_ms.map(Duration::from_millis) else { return Ok((acted.await?, false)) };
-            match tokio::time::timeout(timeout, acted).await {
-                Ok(done) => Ok((done?, false)),
-                Err(_) => {
-                    let text = format!("not done within {timeout:?}; it goes on");
-                    Ok((vec![NamedResult { name, ok: false, text }], true))
-                }
-            }
+            within(request.timeout_ms, name, acted).await
         };
         // One call a name: who is done says so whatever the others do.
-        let done: Result<Vec<_>, Ending> = join_all(names.into_iter().map(one)).await.into_iter().collect();
-        let (results, late): (Vec<_>, Vec<bool>) = done?.into_iter().unzip();
-        Ok(ActionAnswer { results: results.concat(), timed_out: late.contains(&true) })
+        gather(join_all(names.into_iter().map(one)).await)
+    }
+
+    /// How members restart with clean data: they leave their cluster and come in anew, unless all of it begins anew. Then
+    /// nobody is started before all are down: those with data would know the others for whom they were.
+    async fn replaced(&self, action: &Action, names: &[String], by: &Requester) -> Result<Option<Change>, Refused> {
+        let Action::Restart { delay_ms, clean: true } = action else { return Ok(None) };
+        let entries = self.entries();
+        let members: Vec<String> =
+            entries.iter().filter(|entry| entry.member.is_some()).map(|entry| entry.name.clone()).collect();
+        if members.iter().any(|member| !names.contains(member)) {
+            return Ok(Some(Change::Replace { delay_ms: *delay_ms }));
+        }
+        for member in &members {
+            self.sources.handle.append(member.clone(), None).await?;
+        }
+        if members.len() > 1 {
+            self.sources.handle.act(Action::Stop, members, by.clone()).await?;
+        }
+        Ok(None)
+    }
+
+    async fn change_members(&self, request: RosterRequest, by: Requester) -> Result<ActionAnswer, Refused> {
+        let names = self.names(&request.names).await?;
+        let patience = (request.no_wait, request.timeout_ms);
+        let one = async |name: String| self.change_one(name, request.change, request.force, patience, &by).await;
+        gather(join_all(names.into_iter().map(one)).await)
+    }
+
+    /// Goes on to its end, whether it is waited for or not.
+    async fn change_one(
+        &self,
+        name: String,
+        change: Change,
+        force: bool,
+        (no_wait, timeout_ms): (bool, Option<u64>),
+        by: &Requester,
+    ) -> Result<(Vec<NamedResult>, bool), Ending> {
+        let action = serde_json::to_string(&change).unwrap_or_default();
+        self.sources.journal.record(Some(&name), What::Request { action, by: by.clone() });
+        let entries = self.entries();
+        let place = |entry: &Entry| Some(Place { member: entry.member.clone()?, has_data_dir: entry.has_data_dir });
+        let roster = Roster {
+            handle: self.sources.handle.clone(),
+            places: Arc::new(entries.iter().filter_map(place).collect()),
+            by: by.clone(),
+            turn: Arc::clone(&self.turn),
+        };
+        let task = tokio::spawn(roster.change(name.clone(), change, force));
+        if no_wait {
+            return Ok((vec![asked_for(name)], false));
+        }
+        // It fails only if the runtime is ending.
+        within(timeout_ms, name, async { task.await.map(|result| vec![result]).map_err(|_| Ending) }).await
     }
 
     /// The names that are meant. A role that nobody has is waited for: an election may be under way.
@@ -489,10 +658,42 @@ impl Control {
     }
 }
 
+fn asked_for(name: String) -> NamedResult {
+    NamedResult { name, ok: true, text: "asked for".to_owned() }
+}
+
+/// What came of it in this time, and whether that was too short.
+async fn within(
+    timeout_ms: Option<u64>,
+    name: String,
+    acted: impl Future<Output = Result<Vec<NamedResult>, Ending>>,
+) -> Result<(Vec<NamedResult>, bool), Ending> {
+    let Some(timeout) = timeout_ms.map(Duration::from_millis) else { return Ok((acted.await?, false)) };
+    match tokio::time::timeout(timeout, acted).await {
+        Ok(done) => Ok((done?, false)),
+        Err(_) => {
+            let text = format!("not done within {timeout:?}; it goes on");
+            Ok((vec![NamedResult { name, ok: false, text }], true))
+        }
+    }
+}
+
+fn gather(done: Vec<Result<(Vec<NamedResult>, bool), Ending>>) -> Result<ActionAnswer, Refused> {
+    let done: Result<Vec<_>, Ending> = done.into_iter().collect();
+    let (results, late): (Vec<_>, Vec<bool>) = done?.into_iter().unzip();
+    Ok(ActionAnswer { results: results.concat(), timed_out: late.contains(&true) })
+}
+
 /// Resolves at the end. What the channel lends is given back at once: it must not be held while others are waited for.
 pub(super) async fn is_over(stop: &mut watch::Receiver<bool>) {
     // A sender that is gone says the same.
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn refusal(Refused(status, error): Refused) -> Response<Body> {
+    let mut response = json(&Refusal { error }).unwrap_or_else(|_| Response::new(text(Bytes::new())));
+    *response.status_mut() = status;
+    response
 }
 
 type Asked = Result<MemberStatus, String>;

@@ -10,6 +10,8 @@
 //!  POST /v1/links      LinkRequest    ▶  LinkAnswer
 //!  POST /v1/chaos      ChaosRequest   ▶  a Progress a line
 //!  POST /v1/rolling-restart  RollingRequest  ▶  a Progress a line
+//!  POST /v1/members    RosterRequest  ▶  ActionAnswer
+//!  POST /v1/reload     ReloadRequest  ▶  a Reloading a line: the plan, then what came of it
 //!  POST /v1/end        EndRequest     ▶  null once everything has stopped
 //! ```
 //!
@@ -26,6 +28,7 @@ use crate::supervisor::control::vocabulary::NamedResult;
 use crate::supervisor::control::vocabulary::ProcessView;
 use crate::supervisor::members::MemberStatus;
 use crate::supervisor::procinfo::GroupInfo;
+use crate::supervisor::reload::Step;
 
 /// The supervisor itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +91,27 @@ pub struct EndRequest {
     /// Kill at once.
     #[serde(default)]
     pub force: bool,
+}
+
+/// Reads the Procfile, the env files and the settings again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadRequest {
+    /// Only tell what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// A line of the answer to a reload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "reload")]
+pub enum Reloading {
+    Plan {
+        steps: Vec<Step>,
+        /// Sentences with file and line.
+        warnings: Vec<String>,
+    },
+    /// Not there for a dry run.
+    Done { results: Vec<NamedResult> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

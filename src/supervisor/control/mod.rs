@@ -1,5 +1,5 @@
 //! Control of a running supervisor by another process: goreman's RPC (`client`, `server`, `gob`), and HTTP with JSON on
-//! the project's socket (`http_client`, `http_server`, `messages`), both sides of each.
+//! the project's socket, or on a TCP port with a `token` (`http_client`, `http_server`, `messages`), both sides of each.
 
 pub mod campaigns;
 pub mod client;
@@ -10,6 +10,7 @@ pub mod messages;
 pub mod query;
 pub mod server;
 pub mod streams;
+pub mod token;
 pub mod vocabulary;
 
 use tokio::sync::oneshot;

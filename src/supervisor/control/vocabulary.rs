@@ -6,6 +6,9 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 
+use crate::supervisor::reload::Definition;
+use crate::supervisor::reload::Step;
+
 /// The states that users see (supervisor.md 4.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -66,6 +69,9 @@ pub struct ProcessView {
     pub uptime_ms: Option<u64>,
     /// From start to ready, of this start.
     pub ready_after_ms: Option<u64>,
+    /// Since its probe has passed for the first time in this start.
+    #[serde(default)]
+    pub ready_ms: Option<u64>,
     /// Starts after the first, whoever asked for them.
     pub restarts: u64,
     pub last_exit: Option<LastExit>,
@@ -133,6 +139,21 @@ pub enum Call {
         by: Requester,
         answer: oneshot::Sender<Vec<NamedResult>>,
     },
+    /// These are all processes from now on; with `dry_run` they would be. `plan` is answered first, `answer` when the plan
+    /// is carried out.
+    Reload {
+        definitions: Vec<Definition>,
+        dry_run: bool,
+        by: Requester,
+        plan: oneshot::Sender<Result<Vec<Step>, String>>,
+        answer: oneshot::Sender<Vec<NamedResult>>,
+    },
+    /// From the next start on these words stand behind its command.
+    Append {
+        name: String,
+        words: Option<String>,
+        answer: oneshot::Sender<()>,
+    },
     /// Stops everything and ends the supervisor; `force` kills at once. Answered when everything has stopped.
     End {
         force: bool,
@@ -167,6 +188,23 @@ impl Handle {
     pub async fn tell(&self, action: Action, names: Vec<String>, by: Requester) -> Result<(), Ending> {
         let (answer, _unheard) = oneshot::channel();
         self.0.send(Call::Act { action, names, by, answer }).await.map_err(|_| Ending)
+    }
+
+    /// The plan of a reload, and where its results come; or why nothing is done.
+    pub async fn reload(
+        &self,
+        definitions: Vec<Definition>,
+        dry_run: bool,
+        by: Requester,
+    ) -> Result<Result<(Vec<Step>, oneshot::Receiver<Vec<NamedResult>>), String>, Ending> {
+        let (answer, results) = oneshot::channel();
+        let planned = self.call(|plan| Call::Reload { definitions, dry_run, by, plan, answer }).await?;
+        Ok(planned.map(|steps| (steps, results)))
+    }
+
+    /// Lets these words stand behind a process's command, from its next start on.
+    pub async fn append(&self, name: String, words: Option<String>) -> Result<(), Ending> {
+        self.call(|answer| Call::Append { name, words, answer }).await
     }
 
     pub async fn end(&self, force: bool, by: Requester) -> Result<(), Ending> {

@@ -26,6 +26,7 @@ use crate::supervisor::control::messages::LinkAnswer;
 use crate::supervisor::control::messages::Status;
 use crate::supervisor::control::query::Query;
 use crate::supervisor::control::vocabulary::Action;
+use crate::supervisor::control::vocabulary::NamedResult;
 use crate::supervisor::links::LinkCommand;
 
 /// How long an ended supervisor may take to be gone.
@@ -40,13 +41,13 @@ const EXIT_NOT_RUNNABLE: u8 = 126;
 pub struct TargetArgs {
     /// Names, patterns, roles, or all
     #[arg(required = true, value_name = "NAME")]
-    targets: Vec<String>,
+    pub targets: Vec<String>,
     /// Return as soon as it is asked for
     #[arg(long)]
-    no_wait: bool,
+    pub no_wait: bool,
     /// Give up waiting after this time; what was asked for goes on
     #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "no_wait")]
-    timeout: Option<Duration>,
+    pub timeout: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -62,7 +63,8 @@ pub struct RestartArgs {
     /// How long it stays down
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     delay: Option<Duration>,
-    /// Remove its data directory while it is down (the data-dir= of its settings)
+    /// Remove its data directory while it is down (the data-dir= of its settings); a member of a cluster leaves it and comes in
+    /// anew, which needs a quorum of the others; with all members named the cluster begins anew
     #[arg(long)]
     clean: bool,
 }
@@ -114,7 +116,7 @@ fn signal(text: &str) -> Result<Signal, String> {
     found.ok_or_else(|| format!("there is no signal \"{text}\""))
 }
 
-fn millis(duration: Duration) -> u64 {
+pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -150,18 +152,28 @@ async fn act(caller: &Caller, whom: TargetArgs, action: Action) -> Result<ExitCo
     let TargetArgs { targets, no_wait, timeout } = whom;
     let request = ActionRequest { targets, action, no_wait, timeout_ms: timeout.map(millis) };
     let ActionAnswer { results, timed_out } = caller.post("/v1/actions", &request).await?;
+    Ok(report(&results, timed_out))
+}
+
+/// Says what came of an action for each name: the exit code.
+pub fn report(results: &[NamedResult], timed_out: bool) -> ExitCode {
     let width = results.iter().map(|result| result.name.chars().count()).max().unwrap_or_default();
-    for result in &results {
+    for result in results {
         let line = format!("{:width$}  {}", result.name, result.text);
         if result.ok { anstream::println!("{line}") } else { anstream::eprintln!("{line}") }
     }
     let failed = results.iter().filter(|result| !result.ok).count();
-    Ok(match failed {
+    exit_code(failed, results.len(), timed_out)
+}
+
+/// Of so many of which so many failed.
+pub fn exit_code(failed: usize, all: usize, timed_out: bool) -> ExitCode {
+    match failed {
         0 => ExitCode::SUCCESS,
         _ if timed_out => ExitCode::from(EXIT_TIMEOUT),
-        all if all == results.len() => ExitCode::from(EXIT_FAILED),
+        _ if failed == all => ExitCode::from(EXIT_FAILED),
         _ => ExitCode::from(EXIT_PARTIALLY),
-    })
+    }
 }
 
 pub async fn links(caller: &Caller, command: &LinkCommand) -> Result<ExitCode, Failure> {

@@ -31,6 +31,7 @@ use super::block_on;
 use super::launch;
 use super::launch::BackgroundLog;
 use super::launch::Plan;
+use super::launch::Port;
 use super::launch::Sink;
 use super::tell;
 use super::waiting;
@@ -126,7 +127,7 @@ fn wait(caller: &Caller, timeout: Duration, keep: bool) -> Result<(), Failure> {
 }
 
 /// The child's whole life.
-pub fn child(project: &Project, args: UpArgs) -> Result<ExitCode, Failure> {
+pub fn child(project: &Project, args: UpArgs, control: Option<Port>) -> Result<ExitCode, Failure> {
     // A session of its own, in a fork: what only the command line needed, of the program and of memory, stays behind with
     // the process that read it. No thread but the allocator's runs yet, and that one knows of forks.
     if let Err(error) = nix::unistd::daemon(true, true) {
@@ -136,7 +137,7 @@ pub fn child(project: &Project, args: UpArgs) -> Result<ExitCode, Failure> {
         Ok(pipe) => File::from(pipe),
         Err(error) => return Err(Failure::new(os_reason(&error))),
     };
-    let prepared = prepare(project, args);
+    let prepared = prepare(project, args, control);
     let (plan, held, log) = match prepared {
         Ok(prepared) => prepared,
         Err(failure) => {
@@ -157,9 +158,9 @@ pub fn child(project: &Project, args: UpArgs) -> Result<ExitCode, Failure> {
     done.map(ExitCode::from)
 }
 
-fn prepare(project: &Project, args: UpArgs) -> Result<(Plan, Held, BackgroundLog), Failure> {
+fn prepare(project: &Project, args: UpArgs, control: Option<Port>) -> Result<(Plan, Held, BackgroundLog), Failure> {
     let held = project.hold(true)?;
-    let plan = Plan::of(&args)?;
+    let plan = Plan::of(&args, control)?;
     let failed = |error: std::io::Error| Failure::new(format!("{}: {}", held.log().display(), os_reason(&error)));
     let log = BackgroundLog::create(&held.log()).map_err(failed)?;
     let null = File::open("/dev/null").map_err(failed)?;

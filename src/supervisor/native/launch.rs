@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use std::time::Instant;
 
 use tokio::net::TcpListener;
 use tokio::net::UnixListener;
@@ -34,7 +34,10 @@ use crate::supervisor::REQUESTS_MAX;
 use crate::supervisor::control;
 use crate::supervisor::control::http_server::Control;
 use crate::supervisor::control::http_server::Entry;
+use crate::supervisor::control::http_server::Reader;
+use crate::supervisor::control::http_server::Reread;
 use crate::supervisor::control::http_server::Sources;
+use crate::supervisor::control::token::Token;
 use crate::supervisor::control::vocabulary::Handle;
 use crate::supervisor::environment;
 use crate::supervisor::flags::Flags;
@@ -42,6 +45,7 @@ use crate::supervisor::guardian::Guardian;
 use crate::supervisor::journal::Journal;
 use crate::supervisor::links;
 use crate::supervisor::links::Links;
+use crate::supervisor::links::Relay;
 use crate::supervisor::members::Member;
 use crate::supervisor::output::Output;
 use crate::supervisor::output::args::OutputArgs;
@@ -50,9 +54,10 @@ use crate::supervisor::output::log_file::Gap;
 use crate::supervisor::output::log_file::LogFile;
 use crate::supervisor::output::log_file::Rotation;
 use crate::supervisor::output::painter::Stamp;
-use crate::supervisor::process::Process;
+use crate::supervisor::procfile::STANDARD_INPUT;
 use crate::supervisor::procinfo::Listeners;
 use crate::supervisor::project::Held;
+use crate::supervisor::reload::Definition;
 use crate::supervisor::settings;
 use crate::supervisor::settings::Settings;
 use crate::supervisor::stack::Planned;
@@ -72,14 +77,21 @@ const LOG_RETRY: Duration = Duration::from_secs(1);
 /// Everything that is decided before anything is done.
 #[derive(Debug)]
 pub struct Plan {
+    /// How the stack was read, to read it again.
+    args: StackArgs,
     stack: Stack,
     settings: BTreeMap<String, Settings>,
     rules: Rules,
     journal: Option<PathBuf>,
     output: OutputArgs,
+    /// Where we are controlled over TCP, too.
+    control: Option<Port>,
     /// goreman's control port, for `start`.
     rpc: Option<Flags>,
 }
+
+/// Where to listen, and what callers must know.
+pub type Port = (SocketAddr, Token);
 
 /// Where lines go.
 #[derive(Debug)]
@@ -93,15 +105,17 @@ pub enum Sink {
 pub type Ready = Box<dyn FnOnce(usize)>;
 
 impl Plan {
-    pub fn of(args: &UpArgs) -> Result<Plan, Failure> {
+    pub fn of(args: &UpArgs, control: Option<Port>) -> Result<Plan, Failure> {
         let detached = args.detach || args.wait;
         let stack = args.stack.read().map_err(Failure::new)?;
         let plan = Plan {
+            args: args.stack.clone(),
             settings: settings_of(&stack)?,
             stack,
             rules: rules(&args.end, detached),
             journal: args.journal.clone(),
             output: args.output.clone(),
+            control,
             rpc: None,
         };
         plan.checked()
@@ -113,6 +127,7 @@ impl Plan {
         let stack = args.read().map_err(Failure::new)?;
         let exit_on = ExitOn { all_stopped: flags.exit_on_stop, any_exit: false, any_failure: flags.exit_on_error };
         let plan = Plan {
+            args,
             settings: settings_of(&stack)?,
             stack,
             rules: Rules { manner: Manner::Native, exit_on, stop_in_reverse: false },
@@ -124,6 +139,7 @@ impl Plan {
                 no_summary: true,
                 ..OutputArgs::default()
             },
+            control: None,
             rpc: flags.rpc_server.then(|| flags.clone()),
         };
         plan.checked()
@@ -232,10 +248,17 @@ async fn supervise(plan: Plan, held: &Held, sink: Sink, ready: Option<Ready>) ->
         let what = what.to_owned();
         move |error: io::Error| Failure::new(format!("{what}: {}", os_reason(&error)))
     };
-    let Plan { stack, mut settings, rules, journal, output, rpc } = plan;
+    let Plan { args, stack, settings, rules, journal, output, control, rpc } = plan;
     let listener = match &rpc {
         Some(flags) => crate::supervisor::listen(flags, &[]).await.map_err(|(text, code)| Failure { text, code })?,
         None => None,
+    };
+    let port = match control {
+        None => None,
+        Some((address, token)) => {
+            let listener = TcpListener::bind(address).await;
+            Some((listener.map_err(failed(&format!("cannot listen for control on {address}")))?, token))
+        }
     };
     let socket = UnixListener::from_std(held.listen()?).map_err(failed("cannot listen on the socket"))?;
     let journal = match &journal {
@@ -260,16 +283,12 @@ async fn supervise(plan: Plan, held: &Held, sink: Sink, ready: Option<Ready>) ->
     let (output, output_ended) = started.map_err(|error| Failure::new(error.to_string()))?;
     output.heed_signals().map_err(failed("cannot catch signals"))?;
     let relays = links::relays(&stack.pragmas).map_err(Failure::new)?;
-    let mut entries = Vec::new();
-    let mut slots = Vec::new();
-    for process in stack.processes {
-        let member = member(&process);
-        let set = settings.remove(&process.name).unwrap_or_default();
-        let environment = environment_of(&process, &set, &path, &program, offered.as_ref())?;
-        entries.push(Entry { name: process.name.clone(), environment: environment.clone(), member });
-        slots.push(slot(process, set, environment, &output));
-    }
+    let programs = Programs { path, own: program, offered };
+    let (definitions, entries) = define(stack, settings, &programs)?;
+    let slots: Vec<Slot> = definitions.into_iter().map(|definition| Slot::of(definition, &output)).collect();
     let count = slots.len();
+    let laid = relays.clone();
+    let reader: Reader = Arc::new(move || reread(&args, &laid, &programs).map_err(|failure| failure.text));
     let supervisor = Supervisor::new(rules, slots, output.clone(), guardian, journal.clone()).map_err(Failure::new)?;
     let (call, calls) = mpsc::channel(CALLS_MAX);
     let handle = Handle::new(call);
@@ -278,8 +297,12 @@ async fn supervise(plan: Plan, held: &Held, sink: Sink, ready: Option<Ready>) ->
         false => Some(Links::start(&relays, handle.clone()).await.map_err(Failure::new)?),
     };
     let (stop, stopped) = watch::channel(false);
-    let sources = Sources { handle, holder: held.holder.clone(), entries, output: output.clone(), journal, links };
-    let server = tokio::spawn(Arc::new(Control::new(sources, stopped)).serve(socket));
+    let sources =
+        Sources { handle, holder: held.holder.clone(), entries, reader, output: output.clone(), journal, links };
+    let control = Arc::new(Control::new(sources, stopped));
+    let port_server =
+        port.map(|(listener, token)| tokio::spawn(Arc::clone(&control).serve_with_token(listener, token)));
+    let server = tokio::spawn(control.serve(socket));
     let (request, requests) = mpsc::channel(REQUESTS_MAX);
     let rpc_server = listener.map(|listener: TcpListener| tokio::spawn(control::server::serve(listener, request)));
     if let Some(ready) = ready {
@@ -291,19 +314,68 @@ async fn supervise(plan: Plan, held: &Held, sink: Sink, ready: Option<Ready>) ->
     // Nobody is left who would not hear it.
     let _ = stop.send(true);
     let _ = tokio::time::timeout(FAREWELL, server).await;
+    if let Some(server) = port_server {
+        let _ = tokio::time::timeout(FAREWELL, server).await;
+    }
     if let Some(server) = rpc_server {
         let _ = tokio::time::timeout(FAREWELL, server).await;
     }
     Ok(ended)
 }
 
+/// Where the programs of commands are looked for.
+#[derive(Debug)]
+struct Programs {
+    path: String,
+    own: PathBuf,
+    /// Gone with the last who may want it.
+    offered: Option<environment::Links>,
+}
+
+/// What the processes of a stack are to be, and what the socket knows of them.
+fn define(
+    stack: Stack,
+    mut settings: BTreeMap<String, Settings>,
+    programs: &Programs,
+) -> Result<(Vec<Definition>, Vec<Entry>), Failure> {
+    let (mut definitions, mut entries) = (Vec::new(), Vec::new());
+    for process in stack.processes {
+        let member = member(&process);
+        let settings = settings.remove(&process.name).unwrap_or_default();
+        let environment = environment_of(&process, &settings, programs)?;
+        let has_data_dir = settings.data_dir.is_some();
+        entries.push(Entry { name: process.name.clone(), environment: environment.clone(), member, has_data_dir });
+        let Planned { name, command, place, port, .. } = process;
+        definitions.push(Definition { name, command, environment, settings, place, port });
+    }
+    Ok((definitions, entries))
+}
+
+/// Reads for a reload what was read at the start, under the same flags.
+fn reread(args: &StackArgs, laid: &[Relay], programs: &Programs) -> Result<Reread, Failure> {
+    if args.files.iter().any(|file| file == STANDARD_INPUT) {
+        return Err(Failure::new("the Procfile came from the standard input: it cannot be read again"));
+    }
+    let stack = args.read().map_err(Failure::new)?;
+    let settings = settings_of(&stack)?;
+    let relays = links::relays(&stack.pragmas).map_err(Failure::new)?;
+    for process in &stack.processes {
+        let of = |relays: &[Relay]| relays.iter().find(|relay| relay.name == process.name).cloned();
+        if of(&relays) != of(laid) {
+            let text = "its relay= changed: relays are laid by `up` alone (`down`, then `up`)";
+            return Err(Failure::new(format!("{}: {}: {text}", process.at, process.name)));
+        }
+    }
+    let warnings = stack.warnings.clone();
+    let (definitions, entries) = define(stack, settings, programs)?;
+    Ok(Reread { definitions, entries, warnings })
+}
+
 /// What a process finds in its environment: its plan, the file that its settings name, and ourselves on its PATH.
 fn environment_of(
     process: &Planned,
     settings: &Settings,
-    path: &str,
-    program: &Path,
-    offered: Option<&environment::Links>,
+    programs: &Programs,
 ) -> Result<Vec<(String, String)>, Failure> {
     let mut pairs = process.environment.clone();
     if let Some(file) = &settings.env_file {
@@ -314,22 +386,11 @@ fn environment_of(
         }
         pairs.extend(loaded.pairs);
     }
-    let base = pairs.iter().rev().find(|(key, _)| key == "PATH").map_or(path, |(_, value)| value.as_str());
-    let search_path = environment::search_path(base, program, offered);
+    let base = pairs.iter().rev().find(|(key, _)| key == "PATH").map_or(&*programs.path, |(_, value)| value);
+    let search_path = environment::search_path(base, &programs.own, programs.offered.as_ref());
     pairs.retain(|(key, _)| key != "PATH");
     pairs.push(("PATH".to_owned(), search_path));
     Ok(pairs)
-}
-
-fn slot(process: Planned, settings: Settings, environment: Vec<(String, String)>, output: &Output) -> Slot {
-    let feed = output.feed(process.place, &process.name);
-    let feed = if settings.tty { feed.on_terminal() } else { feed };
-    let machine = Process::new(process.name, None, &settings, Instant::now());
-    let mut slot = Slot::new(machine, process.command, environment, feed);
-    slot.settings = settings;
-    slot.place = process.place;
-    slot.port = process.port;
-    slot
 }
 
 /// The file that a supervisor in the background writes to, bounded.

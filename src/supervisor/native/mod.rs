@@ -14,12 +14,15 @@ mod campaign;
 mod detach;
 mod launch;
 mod logs;
+mod member;
 mod preflight;
+mod reload;
 mod table;
 mod top;
 mod waiting;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,12 +37,15 @@ use crate::common::os_reason::os_reason;
 use crate::supervisor::chaos::ChaosArgs;
 use crate::supervisor::control::http_client::Caller;
 use crate::supervisor::control::http_client::ControlError;
+use crate::supervisor::control::token;
+use crate::supervisor::control::token::Token;
 use crate::supervisor::flags::Flags;
 use crate::supervisor::links::LinkCommand;
 use crate::supervisor::output::args::OutputArgs;
 use crate::supervisor::project::Project;
 use crate::supervisor::project::ProjectError;
 use crate::supervisor::rolling::RollingArgs;
+use crate::supervisor::settings;
 use crate::supervisor::stack;
 use crate::supervisor::stack::CheckArgs;
 use crate::supervisor::stack::StackArgs;
@@ -64,6 +70,7 @@ leader, followers, learners, minority (as many voters as may be lost, followers 
 the leader first); random:N takes any N.";
 
 const EXIT_FAILED: u8 = 1;
+const EXIT_USAGE: u8 = 2;
 const EXIT_PARTIALLY: u8 = 3;
 const EXIT_UNKNOWN: u8 = 4;
 const EXIT_NO_SUPERVISOR: u8 = 5;
@@ -72,7 +79,8 @@ const EXIT_TIMEOUT: u8 = 6;
 /// Tasks that are spelled as goreman spells them.
 const GOREMANS_TASKS: [&str; 4] = ["start", "run", "export", "version"];
 /// Flags in front of a task that take the next word.
-const TAKING_A_WORD: [&str; 9] = ["f", "p", "b", "basedir", "env", "C", "directory", "procfile", "file"];
+const TAKING_A_WORD: [&str; 11] =
+    ["f", "p", "b", "basedir", "env", "C", "directory", "procfile", "file", "connect", "token-file"];
 
 /// Why a command did not do what it should, and its exit code.
 #[derive(Debug)]
@@ -123,6 +131,12 @@ struct Place {
     /// The Procfile whose supervisor is meant, if several run in this directory
     #[arg(long, global = true, value_name = "FILE")]
     procfile: Option<String>,
+    /// Ask the supervisor that listens on this port of the machine (up --listen)
+    #[arg(long, global = true, value_name = "ADDRESS", value_parser = token::loopback, requires = "token_file")]
+    connect: Option<SocketAddr>,
+    /// The file with the token for --listen and --connect
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// The same, in front of the command
     #[arg(short = 'f', value_name = "FILE", hide = true, conflicts_with = "procfile")]
     file: Option<String>,
@@ -141,6 +155,9 @@ impl Place {
     }
 
     async fn caller(&self) -> Result<Caller, Failure> {
+        if let Some((address, file)) = self.connect.zip(self.token_file.as_ref()) {
+            return Ok(Caller::with_token(address, Token::read(file).map_err(Failure::new)?));
+        }
         Ok(Caller::find(&self.project()?, self.named().is_some()).await?)
     }
 }
@@ -148,6 +165,7 @@ impl Place {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Start the processes of the Procfile and stay with them, or with -d leave them in the background
+    #[command(after_help = settings::HELP)]
     Up(Box<UpArgs>),
     /// Stop every process and end the supervisor
     Down(DownArgs),
@@ -172,6 +190,10 @@ enum Task {
     Resume(act::TargetArgs),
     #[command(flatten)]
     Links(LinkCommand),
+    /// Read the Procfile, env files and settings again, and start, stop and restart what is new, gone or changed
+    Reload(reload::ReloadArgs),
+    /// Change who belongs to a cluster: add, promote, remove, replace members, and start and stop their processes with it
+    Member(member::MemberArgs),
     /// Restart the members of a cluster one at a time, the leader last, never without a quorum
     RollingRestart(RollingArgs),
     /// Do to a cluster what a seed chooses: kill, pause, restart, partition, delay; Ctrl-C ends it and takes all back
@@ -183,6 +205,7 @@ enum Task {
     /// Run a command with the environment of a process
     Exec(act::ExecArgs),
     /// Show which processes the Procfile names, and what is wrong with it
+    #[command(after_help = settings::HELP)]
     Check(CheckArgs),
     /// Start processes: of a running supervisor by name, else in the foreground as goreman does
     #[command(disable_help_flag = true)]
@@ -236,6 +259,9 @@ struct UpArgs {
     /// Leave everything running if --wait fails
     #[arg(long)]
     keep: bool,
+    /// Be controlled on this port of the machine, too, by whoever has the token of --token-file
+    #[arg(long, value_name = "ADDRESS", value_parser = token::loopback)]
+    listen: Option<SocketAddr>,
     /// Write the journal to this file, too
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
@@ -334,6 +360,8 @@ async fn ask(place: &Place, task: Task) -> Result<ExitCode, Failure> {
         Task::Pause(args) => act::pause(&caller, args).await,
         Task::Resume(args) => act::resume(&caller, args).await,
         Task::Links(command) => act::links(&caller, &command).await,
+        Task::Reload(args) => reload::reload(&caller, &args).await,
+        Task::Member(args) => member::member(&caller, args).await,
         Task::RollingRestart(args) => campaign::rolling(&caller, &args).await,
         Task::Chaos(args) => campaign::chaos(&caller, &args).await,
         Task::Wait(args) => waiting::wait(&caller, &args).await,
@@ -356,17 +384,24 @@ fn up(place: &Place, mut args: UpArgs, words: &[OsString]) -> Result<ExitCode, F
         args.stack.files = vec![file.clone()];
     }
     args.stack.only.append(&mut args.names);
+    let control = match (args.listen, &place.token_file) {
+        (None, _) => None,
+        (Some(_), None) => {
+            return Err(Failure { text: "--listen needs a --token-file".to_owned(), code: EXIT_USAGE });
+        }
+        (Some(address), Some(file)) => Some((address, Token::read(file).map_err(Failure::new)?)),
+    };
     let first = args.stack.files.first().map_or("Procfile", String::as_str);
     let project = Project::locate(first)?;
     if place.child {
-        return detach::child(&project, args);
+        return detach::child(&project, args, control);
     }
     if args.detach || args.wait {
         let until_ready = args.wait.then_some(args.timeout);
         return detach::parent(&project, words, until_ready, args.keep);
     }
     let held = project.hold(false)?;
-    let plan = launch::Plan::of(&args)?;
+    let plan = launch::Plan::of(&args, control)?;
     launch::run(plan, held, launch::Sink::Screen, None).map(ExitCode::from)
 }
 
@@ -451,6 +486,12 @@ mod tests {
             "partition a | b",
             "chaos --seed 7 --keep-quorum --duration 2m --interval 1s --faults kill,pause",
             "rolling-restart followers --pause-between 1s",
+            "member add m4 --learner",
+            "member replace followers --force --timeout 1m",
+            "up -d --listen 127.0.0.1:8444 --token-file t",
+            "--connect 127.0.0.1:8444 --token-file t ps",
+            "reload --dry-run --json",
+            "reload --timeout 5s",
             "exec web -- env -x",
             "wait --for exit web",
             "ps --watch --procfile P",
@@ -459,9 +500,17 @@ mod tests {
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }
-        for line in
-            ["", "bogus", "stop", "top web", "up --timeout soon", "up --exit-on sometimes", "kill web -s NOSUCH"]
-        {
+        for line in [
+            "--connect 127.0.0.1:8444 ps",
+            "up --listen 0.0.0.0:1 --token-file t",
+            "",
+            "bogus",
+            "stop",
+            "top web",
+            "up --timeout soon",
+            "up --exit-on sometimes",
+            "kill web -s NOSUCH",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

@@ -107,8 +107,8 @@ fn short(processes: &[ProcessStatus]) -> String {
     format!("{}\n", processes.iter().map(one).collect::<Vec<_>>().join(" "))
 }
 
-const HEADINGS: [&str; 11] =
-    ["NAME", "STATE", "PID", "PIDS", "UPTIME", "RESTARTS", "LAST EXIT", "CPU", "RSS", "PORT", "LISTEN"];
+const HEADINGS: [&str; 12] =
+    ["NAME", "STATE", "PID", "PIDS", "UPTIME", "READY SINCE", "RESTARTS", "LAST EXIT", "CPU", "RSS", "PORT", "LISTEN"];
 const MEMBER_HEADINGS: [&str; 5] = ["ROLE", "MEMBER ID", "TERM", "INDEX", "DB SIZE"];
 /// Of `STATE`, which has a colour.
 const STATE_COLUMN: usize = 1;
@@ -150,6 +150,7 @@ fn cells(process: &ProcessStatus) -> Vec<String> {
         pid.or_else(|| view.group.map(|group| group.to_string())).unwrap_or_else(none),
         usage.map_or_else(none, |usage| usage.pids.to_string()),
         view.uptime_ms.map_or_else(none, span),
+        view.ready_ms.map_or_else(none, span),
         view.restarts.to_string(),
         view.last_exit.as_ref().map_or_else(none, last_exit),
         usage.and_then(|usage| usage.cpu_percent).map_or_else(none, |percent| format!("{percent:.1}%")),
@@ -272,6 +273,7 @@ pub fn sample(name: &str, state: StateName) -> ProcessStatus {
         group: None,
         uptime_ms: None,
         ready_after_ms: None,
+        ready_ms: None,
         restarts: 0,
         last_exit: None,
         next_start_ms: None,
@@ -287,6 +289,7 @@ pub fn sample_member(name: &str) -> ProcessStatus {
     let mut member = sample(name, StateName::Ready);
     member.is_member = true;
     member.view.uptime_ms = Some(252_000);
+    member.view.ready_ms = Some(250_000);
     member.view.port = Some(5000);
     member.view.group = Some(41);
     member.usage = Some(GroupInfo {
@@ -329,9 +332,9 @@ mod tests {
         web.view.last_exit = Some(LastExit { code: Some(3), signal: None, asked: false, by: None, ago_ms: 12_000 });
         let text = plain(&table(&[sample_member("etcd1"), web]));
         let expected = "\
-NAME   STATE   PID  PIDS  UPTIME  RESTARTS  LAST EXIT  CPU   RSS    PORT  LISTEN              ROLE    MEMBER ID  TERM  INDEX  DB SIZE
-etcd1  ready   42*  2     4m12s   0         -          1.2%  30MiB  5000  :2379,0.0.0.0:2380  leader  abc        2     9      20KiB
-网站   failed  -    -     -       0         3 12s ago  -     -      -     -                   -       -          -     -      -
+NAME   STATE   PID  PIDS  UPTIME  READY SINCE  RESTARTS  LAST EXIT  CPU   RSS    PORT  LISTEN              ROLE    MEMBER ID  TERM  INDEX  DB SIZE
+etcd1  ready   42*  2     4m12s   4m10s        0         -          1.2%  30MiB  5000  :2379,0.0.0.0:2380  leader  abc        2     9      20KiB
+网站   failed  -    -     -       -            0         3 12s ago  -     -      -     -                   -       -          -     -      -
 网站: fork/exec: no
 ";
         assert_eq!(text, expected);

@@ -193,6 +193,9 @@ impl Output {
         let terminal = terminal::Place::default();
         let known = Known { name: name.to_owned(), history: Arc::clone(&history), terminal: terminal.clone() };
         shared.known().push(known);
+        if let Some(merged) = &shared.files {
+            merged.painter.admit(name);
+        }
         Feed {
             id: shared.store.register(name),
             face: Arc::new(shared.painter.face(place, name)),
@@ -347,9 +350,15 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// The process gets a terminal, not a pipe.
-    pub fn on_terminal(self) -> Feed {
-        Feed { has_terminal: true, ..self }
+    /// Whether the process gets a terminal, from its next start on, or a pipe.
+    pub fn with_terminal(self, has_terminal: bool) -> Feed {
+        Feed { has_terminal, ..self }
+    }
+
+    /// It stands at this place of the Procfile: its colour is that of the place.
+    pub fn seen_at(self, place: usize) -> Feed {
+        self.face.move_to(place);
+        self
     }
 
     /// Says something about the process. goreman says it in the process's own name.

@@ -9,7 +9,9 @@
 //!           14:39:43 web    ! text                   with --split, of standard error
 //! ```
 
+use std::sync::atomic::AtomicU8;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
 use chrono::DateTime;
@@ -88,17 +90,35 @@ impl Style {
 }
 
 /// The looks of one process's lines.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Face {
     name: String,
-    padded: String,
-    colour: u8,
+    /// What it is padded by: letters as goreman, columns natively.
+    cells: usize,
+    colour: AtomicU8,
+}
+
+impl Face {
+    fn new(manner: Manner, name: &str, colour: u8) -> Face {
+        let cells = match manner {
+            // goreman counts bytes, and pads characters (supervisor.md 1.10).
+            Manner::Original => name.chars().count(),
+            Manner::Native => name.width(),
+        };
+        Face { name: name.to_owned(), cells, colour: AtomicU8::new(colour) }
+    }
+
+    /// It stands at another place of the Procfile now.
+    pub fn move_to(&self, place: usize) {
+        self.colour.store(COLOURS[place % COLOURS.len()], Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
 pub struct Painter {
     style: Style,
-    width: usize,
+    /// Of the widest name so far.
+    width: AtomicUsize,
     system: Face,
     /// When the last line was painted, for differences.
     last_ns: AtomicU64,
@@ -109,21 +129,25 @@ impl Painter {
     pub fn new<'a>(style: Style, names: impl IntoIterator<Item = &'a str>) -> Painter {
         let own = (style.manner == Manner::Native).then_some(SYSTEM);
         let widths = names.into_iter().chain(own).map(|name| name_width(style.manner, name));
-        let width = widths.max().unwrap_or_default();
-        let system =
-            Face { name: SYSTEM.to_owned(), padded: padded(style.manner, SYSTEM, width), colour: SYSTEM_COLOUR };
+        let width = AtomicUsize::new(widths.max().unwrap_or_default());
+        let system = Face::new(style.manner, SYSTEM, SYSTEM_COLOUR);
         Painter { style, width, system, last_ns: AtomicU64::new(0) }
     }
 
     /// Of the process at this place of the Procfile.
     pub fn face(&self, place: usize, name: &str) -> Face {
-        let padded = padded(self.style.manner, name, self.width);
-        Face { name: name.to_owned(), padded, colour: COLOURS[place % COLOURS.len()] }
+        self.admit(name);
+        Face::new(self.style.manner, name, COLOURS[place % COLOURS.len()])
+    }
+
+    /// Makes room for a name that may be wider than those so far.
+    pub fn admit(&self, name: &str) {
+        self.width.fetch_max(name_width(self.style.manner, name), Ordering::Relaxed);
     }
 
     /// Columns in front of a line's text, without its time.
     pub fn prefix_width(&self) -> usize {
-        self.width + " | ".len()
+        self.width.load(Ordering::Relaxed) + " | ".len()
     }
 
     /// Our own.
@@ -236,10 +260,15 @@ impl Painter {
 
     fn head(&self, into: &mut Vec<u8>, face: &Face, clock: &str, bar: &str, reset: &str) {
         if self.style.colour {
-            into.extend_from_slice(format!("\x1b[{}m", face.colour).as_bytes());
+            into.extend_from_slice(format!("\x1b[{}m", face.colour.load(Ordering::Relaxed)).as_bytes());
         }
         into.extend_from_slice(clock.as_bytes());
-        into.extend_from_slice(face.padded.as_bytes());
+        let gap = self.width.load(Ordering::Relaxed).saturating_sub(face.cells);
+        let spaces =
+            |into: &mut Vec<u8>, wanted: bool| into.extend(std::iter::repeat_n(b' ', if wanted { gap } else { 0 }));
+        spaces(into, self.style.manner == Manner::Original);
+        into.extend_from_slice(face.name.as_bytes());
+        spaces(into, self.style.manner == Manner::Native);
         into.extend_from_slice(bar.as_bytes());
         if self.style.colour {
             into.extend_from_slice(reset.as_bytes());
@@ -253,13 +282,6 @@ fn name_width(manner: Manner, name: &str) -> usize {
         // goreman counts bytes, and pads characters (supervisor.md 1.10).
         Manner::Original => name.len(),
         Manner::Native => name.width(),
-    }
-}
-
-fn padded(manner: Manner, name: &str, width: usize) -> String {
-    match manner {
-        Manner::Original => format!("{name:>width$}"),
-        Manner::Native => format!("{name}{}", " ".repeat(width.saturating_sub(name.width()))),
     }
 }
 
@@ -317,6 +339,23 @@ mod tests {
         assert_eq!(text, "\x1b[32mweb    | \x1b[0m\x1b[31mred\x1b[0m\n");
         let text = painted(native(true, Stamp::Off), "web", Stream::Own, Piece::whole(b"up"));
         assert_eq!(text, "\x1b[90msystem | \x1b[0mup\n");
+    }
+
+    #[test]
+    fn a_wider_name_that_comes_later_moves_the_bar_and_a_place_gives_its_colour() {
+        let painter = Painter::new(native(true, Stamp::Off), ["web"]);
+        let web = painter.face(0, "web");
+        let shown = |face: &Face| {
+            let mut bytes = Vec::new();
+            let origin = Origin { stream: Stream::Out, pid: None, at: AT };
+            painter.line(&mut bytes, face, origin, "", Piece::whole(b"up"));
+            String::from_utf8(bytes).unwrap()
+        };
+        assert_eq!(shown(&web), "\x1b[32mweb    | \x1b[0mup\n");
+        let wide = painter.face(1, "database");
+        web.move_to(2);
+        assert_eq!(shown(&web), "\x1b[35mweb      | \x1b[0mup\n");
+        assert_eq!(shown(&wide), "\x1b[36mdatabase | \x1b[0mup\n");
     }
 
     #[test]

@@ -87,10 +87,12 @@ impl Feed {
 }
 
 impl Unread {
-    /// Starts to read. `pid` is the child that was started.
-    pub fn read(self, pid: i32) -> io::Result<Reading> {
+    /// Starts to read. `pid` is the child that was started; a hook is no start of the process.
+    pub fn read(self, pid: i32, is_hook: bool) -> io::Result<Reading> {
         let Unread { feed, sources } = self;
-        feed.history.started();
+        if !is_hook {
+            feed.history.started();
+        }
         let outlived = watch::Sender::new(false);
         let mut tasks = JoinSet::new();
         for (stream, reader) in sources {

@@ -37,9 +37,9 @@ pub struct Answers {
 
 /// Where the result of a task goes: which call, and the how-manieth of its names.
 #[derive(Clone, Copy, Debug)]
-struct Place {
-    call: u64,
-    at: usize,
+pub(super) struct Place {
+    pub(super) call: u64,
+    pub(super) at: usize,
 }
 
 /// Something that takes time.
@@ -52,7 +52,7 @@ pub struct Task {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Start,
     Stop,
     Restart {
@@ -61,6 +61,14 @@ enum Kind {
     },
     /// Waits for the end of the leader of this start, to which SIGKILL was sent.
     Death(u64),
+    /// Of a reload: started when nobody is left who leaves.
+    Enter,
+    /// Of a reload: stopped, and gone.
+    Retire,
+    /// Of a reload: stopped, made what it is to be, and started unless a later stop came.
+    Renew {
+        start: bool,
+    },
 }
 
 /// How far it is.
@@ -73,6 +81,8 @@ enum Stage {
         due: Instant,
         clean: Option<Result<(), String>>,
     },
+    /// Its start was asked for.
+    Started,
 }
 
 impl Slot {
@@ -87,10 +97,30 @@ impl Slot {
     /// Whether somebody wants it to be started in the end.
     pub(super) fn is_to_start(&self) -> bool {
         self.tasks.iter().rev().find_map(|task| match task.kind {
-            Kind::Start | Kind::Restart { .. } => Some(true),
-            Kind::Stop => Some(false),
+            Kind::Start | Kind::Restart { .. } | Kind::Enter => Some(true),
+            Kind::Renew { start } => Some(start),
+            Kind::Stop | Kind::Retire => Some(false),
             Kind::Death(_) => None,
         }) == Some(true)
+    }
+
+    /// Whether somebody wants it to be down.
+    pub(super) fn is_to_stop(&self) -> bool {
+        self.tasks.iter().any(|task| task.kind == Kind::Stop)
+    }
+
+    /// Whether a reload has something to do with it.
+    pub(super) fn is_reloading(&self) -> bool {
+        self.tasks.iter().any(|task| matches!(task.kind, Kind::Enter | Kind::Retire | Kind::Renew { .. }))
+    }
+
+    /// Whether a reload waits for it to be down.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.tasks.iter().any(|task| match task.kind {
+            Kind::Retire => true,
+            Kind::Renew { .. } => task.stage != Stage::Started,
+            _ => false,
+        })
     }
 }
 
@@ -104,6 +134,16 @@ impl Supervisor {
             // Whoever asked may have hung up: then nobody is told.
             Call::Views { answer } => drop(answer.send(self.views())),
             Call::Act { action, names, by, answer } => self.act(&action, &names, &by, answer),
+            Call::Append { name, words, answer } => {
+                if let Some(index) = self.find(&name) {
+                    self.slots[index].appended = words;
+                }
+                // Whoever asked may have hung up.
+                let _ = answer.send(());
+            }
+            Call::Reload { definitions, dry_run, by, plan, answer } => {
+                self.reload(definitions, dry_run, &by, plan, answer);
+            }
             Call::End { force, by, answer } => {
                 self.farewells.push(answer);
                 let asked = requester(&by).map_or("asked".to_owned(), |who| format!("asked by {who}"));
@@ -119,20 +159,25 @@ impl Supervisor {
     }
 
     fn act(&mut self, action: &Action, names: &[String], by: &Requester, answer: oneshot::Sender<Vec<NamedResult>>) {
-        let call = self.answers.last_key_value().map_or(0, |(last, _)| last.wrapping_add(1));
-        self.answers.insert(call, Answers { answer, results: vec![None; names.len()] });
+        let call = self.open_call(answer, names.len());
         for (at, name) in names.iter().enumerate() {
             let place = Place { call, at };
-            let found = self.slots.iter().position(|slot| slot.process.name == *name && !slot.shadowed);
-            match found {
+            match self.find(name) {
                 None => self.resolve(place, name, Err(format!("no process is named \"{name}\""))),
                 Some(_) if self.ending => self.resolve(place, name, Err("the supervisor is ending".to_owned())),
                 Some(index) => self.act_on(index, place, action, by),
             }
         }
-        if names.is_empty() {
+    }
+
+    /// Somebody waits for so many results.
+    pub(super) fn open_call(&mut self, answer: oneshot::Sender<Vec<NamedResult>>, count: usize) -> u64 {
+        let call = self.answers.last_key_value().map_or(0, |(last, _)| last.wrapping_add(1));
+        self.answers.insert(call, Answers { answer, results: vec![None; count] });
+        if count == 0 {
             self.close(call);
         }
+        call
     }
 
     fn act_on(&mut self, index: usize, place: Place, action: &Action, by: &Requester) {
@@ -166,16 +211,25 @@ impl Supervisor {
         if self.slots[index].tasks.len() >= TASKS_MAX {
             return self.resolve(place, &name, Err("too much is waiting to be done with it".to_owned()));
         }
+        self.push_task(index, place, kind, by);
+    }
+
+    pub(super) fn push_task(&mut self, index: usize, place: Place, kind: Kind, by: &Requester) {
         let task = Task { place, kind, stage: Stage::New, by: requester(by) };
         self.slots[index].tasks.push_back(task);
     }
 
     /// Gives up what was to be done with a process, but for stops.
-    fn drop_tasks(&mut self, index: usize, why: &str) {
+    pub(super) fn drop_tasks(&mut self, index: usize, why: &str) {
         let tasks = std::mem::take(&mut self.slots[index].tasks);
         let (kept, dropped): (VecDeque<Task>, VecDeque<Task>) =
-            tasks.into_iter().partition(|task| matches!(task.kind, Kind::Stop | Kind::Death(_)));
+            tasks.into_iter().partition(|task| !matches!(task.kind, Kind::Start | Kind::Restart { .. } | Kind::Enter));
         self.slots[index].tasks = kept;
+        for task in &mut self.slots[index].tasks {
+            if let Kind::Renew { start } = &mut task.kind {
+                *start = false;
+            }
+        }
         let name = self.slots[index].process.name.clone();
         for task in dropped {
             self.resolve(task.place, &name, Err(why.to_owned()));
@@ -231,7 +285,7 @@ impl Supervisor {
     }
 
     /// Sets the result for one name; the call is answered with the last of them.
-    fn resolve(&mut self, place: Place, name: &str, result: Result<String, String>) {
+    pub(super) fn resolve(&mut self, place: Place, name: &str, result: Result<String, String>) {
         let Some(answers) = self.answers.get_mut(&place.call) else { return };
         let (ok, text) = match result {
             Ok(text) => (true, text),
@@ -273,7 +327,15 @@ impl Supervisor {
     /// Moves a task as far as it goes: its result, once it is done.
     fn advance_task(&mut self, index: usize, task: &mut Task) -> Option<Result<String, String>> {
         match task.kind {
-            Kind::Start => self.try_start(index),
+            Kind::Start => self.try_start(index, task),
+            Kind::Enter if task.stage == Stage::New && self.is_anybody_leaving() => None,
+            Kind::Enter => self.try_start(index, task),
+            Kind::Retire => {
+                let stopped = self.try_stop(index, task)?;
+                self.retire(index);
+                Some(stopped.map(|text| format!("{text}, and gone")))
+            }
+            Kind::Renew { start } => self.try_renew(index, task, start),
             Kind::Stop => self.try_stop(index, task),
             Kind::Restart { delay, clean } => self.try_restart(index, task, delay, clean),
             Kind::Death(generation) => {
@@ -284,20 +346,26 @@ impl Supervisor {
         }
     }
 
-    fn try_start(&mut self, index: usize) -> Option<Result<String, String>> {
-        match self.slots[index].process.state() {
-            State::Stopping(_) => return None,
-            State::Draining(exit) => {
-                return Some(Err(format!("its leader has ended ({exit}), others of it have not: stop or restart it")));
+    fn try_start(&mut self, index: usize, task: &mut Task) -> Option<Result<String, String>> {
+        if task.stage != Stage::Started {
+            match self.slots[index].process.state() {
+                State::Stopping(_) | State::Finishing(_) => return None,
+                State::Draining(exit) => {
+                    let text = format!("its leader has ended ({exit}), others of it have not: stop or restart it");
+                    return Some(Err(text));
+                }
+                State::Starting | State::Up(_) => return Some(Ok("was running".to_owned())),
+                State::Waiting | State::Preparing(_) => {}
+                State::Down(_) | State::Backoff => self.step_now(index, Input::Start),
             }
-            State::Starting | State::Up(_) => return Some(Ok("was running".to_owned())),
-            State::Waiting => {}
-            State::Down(_) | State::Backoff => self.step_now(index, Input::Start),
+            task.stage = Stage::Started;
         }
         let slot = &self.slots[index];
         let why = slot.process.why.clone();
         Some(match slot.process.state() {
-            State::Down(_) => Err(why.unwrap_or_else(|| "has ended at once".to_owned())),
+            // Whether it starts is not known yet.
+            State::Preparing(_) => return None,
+            State::Down(_) | State::Backoff => Err(why.unwrap_or_else(|| "has ended at once".to_owned())),
             State::Waiting => Ok(why.unwrap_or_else(|| "waits".to_owned())),
             _ => Ok(slot.group.map_or("started".to_owned(), |group| format!("started, pid {group}"))),
         })
@@ -321,6 +389,23 @@ impl Supervisor {
         self.step_now(index, Input::Stop { signal, by: task.by.clone() });
     }
 
+    fn try_renew(&mut self, index: usize, task: &mut Task, start: bool) -> Option<Result<String, String>> {
+        if task.stage != Stage::Started {
+            let was_down = task.stage == Stage::New && self.slots[index].process.is_down();
+            if !was_down && self.try_stop(index, task).is_none() || self.is_anybody_leaving() {
+                return None;
+            }
+            if let Some(definition) = self.slots[index].next.take() {
+                self.slots[index].define(definition);
+                self.slots[index].appended = None;
+            }
+            if !start {
+                return Some(Ok("changed, and stays stopped".to_owned()));
+            }
+        }
+        self.try_start(index, task)
+    }
+
     fn try_restart(
         &mut self,
         index: usize,
@@ -334,7 +419,7 @@ impl Supervisor {
             }
             self.ask_to_stop(index, task);
         }
-        if !self.slots[index].process.is_down() {
+        if task.stage != Stage::Started && !self.slots[index].process.is_down() {
             return None;
         }
         if task.stage == Stage::Stopping {
@@ -349,7 +434,11 @@ impl Supervisor {
         match &task.stage {
             Stage::Down { clean: Some(Err(why)), .. } => Some(Err(why.clone())),
             Stage::Down { due, clean: Some(Ok(())) } if Instant::now() >= *due => {
-                let started = self.try_start(index)?;
+                let started = self.try_start(index, task)?;
+                Some(started.map(|text| format!("stopped and {text}")))
+            }
+            Stage::Started => {
+                let started = self.try_start(index, task)?;
                 Some(started.map(|text| format!("stopped and {text}")))
             }
             _ => None,

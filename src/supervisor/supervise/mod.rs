@@ -18,6 +18,7 @@
 //! ```
 
 mod actions;
+mod reload;
 mod requests;
 mod view;
 
@@ -57,6 +58,7 @@ use crate::supervisor::orphans::Adopted;
 use crate::supervisor::output::Feed;
 use crate::supervisor::output::Output;
 use crate::supervisor::output::store::Follower;
+use crate::supervisor::output::store::Stream;
 use crate::supervisor::probes::Probing;
 use crate::supervisor::probes::Subject;
 use crate::supervisor::process::Down;
@@ -67,6 +69,8 @@ use crate::supervisor::process::Moment;
 use crate::supervisor::process::Process;
 use crate::supervisor::process::State;
 use crate::supervisor::process::millis;
+use crate::supervisor::reload::Definition;
+use crate::supervisor::settings::Hook;
 use crate::supervisor::settings::Probe;
 use crate::supervisor::settings::Settings;
 use crate::supervisor::supervise::actions::Answers;
@@ -78,6 +82,10 @@ const BLOCKERS_EVERY: Duration = Duration::from_secs(1);
 /// How often we look for orphans that came without a sign, and how soon after a sign.
 const ORPHANS_EVERY: Duration = Duration::from_secs(1);
 const ORPHANS_SOON: Duration = Duration::from_millis(100);
+/// Of what a pre-start has printed before it failed.
+const HOOK_LINES_TOLD: usize = 3;
+/// Among these there are lines of our own.
+const HOOK_LINES_READ: usize = 20;
 
 /// What ends everything by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +132,8 @@ pub struct Slot {
     pub settings: Settings,
     /// In the Procfile, from 0.
     pub place: usize,
+    /// Among those that are shown.
+    pub rank: usize,
     pub port: Option<u64>,
     /// Where it prints.
     pub feed: Feed,
@@ -140,6 +150,12 @@ pub struct Slot {
     /// Counts pauses, so that the end of one does not end the next.
     pauses: u64,
     tasks: VecDeque<Task>,
+    /// Words behind its command that the cluster has made necessary (`roster`).
+    appended: Option<String>,
+    /// What a reload makes of it as soon as it is down.
+    next: Option<Definition>,
+    /// A reload has taken it out: the slot is empty.
+    is_gone: bool,
     /// Where it says that it is ready; natively only.
     notify: Option<Notify>,
     probing: Option<Probing>,
@@ -153,6 +169,7 @@ impl Slot {
             environment,
             settings: Settings::default(),
             place: 0,
+            rank: 0,
             port: None,
             feed,
             shadowed: false,
@@ -163,9 +180,18 @@ impl Slot {
             asked: BTreeSet::new(),
             pauses: 0,
             tasks: VecDeque::new(),
+            appended: None,
+            next: None,
+            is_gone: false,
             notify: None,
             probing: None,
         }
+    }
+}
+
+impl Slot {
+    fn whole_command(&self) -> String {
+        self.appended.iter().fold(self.command.clone(), |command, words| format!("{command} {words}"))
     }
 }
 
@@ -225,12 +251,15 @@ impl Supervisor {
     /// Fails if processes wait for each other, or for somebody who is not there.
     pub fn new(
         rules: Rules,
-        slots: Vec<Slot>,
+        mut slots: Vec<Slot>,
         output: Output,
         guardian: Guardian,
         journal: Journal,
     ) -> Result<Supervisor, String> {
         let (events, incoming) = mpsc::unbounded_channel();
+        for (rank, slot) in slots.iter_mut().enumerate() {
+            slot.rank = rank;
+        }
         let named: Vec<_> = slots.iter().map(|slot| (slot.process.name.as_str(), &slot.settings)).collect();
         Ok(Supervisor {
             rules,
@@ -402,10 +431,7 @@ impl Supervisor {
     fn take_event(&mut self, event: Event) {
         let Event { index, generation, happened } = event;
         match happened {
-            Happened::Input(Input::Emptied) => {
-                self.step(index, generation, Input::Emptied);
-                self.forget_group(index, generation);
-            }
+            Happened::Input(Input::Emptied) => self.take_emptied(index, generation),
             Happened::Input(Input::Notified) if matches!(self.slots[index].settings.ready, Some(Probe::SdNotify)) => {
                 self.step(index, generation, Input::ProbePassed);
             }
@@ -422,9 +448,35 @@ impl Supervisor {
         }
     }
 
-    fn forget_group(&mut self, index: usize, generation: u64) {
+    /// Nothing is left of a process or of its hook.
+    fn take_emptied(&mut self, index: usize, generation: u64) {
         let slot = &self.slots[index];
-        if let Some(group) = slot.group.filter(|_| slot.process.generation == generation) {
+        let group = slot.group.filter(|_| slot.process.generation == generation);
+        let was_preparing = matches!(slot.process.state(), State::Preparing(_));
+        self.step(index, generation, Input::Emptied);
+        if was_preparing {
+            self.explain_hook(index, group);
+        }
+        self.forget_group(group);
+    }
+
+    /// Adds to the words for a pre-start that failed what it has printed last.
+    fn explain_hook(&mut self, index: usize, group: Option<Pid>) {
+        let process = &mut self.slots[index].process;
+        if matches!(process.state(), State::Starting | State::Up(_)) {
+            return;
+        }
+        let lines = self.output.store().tail(std::slice::from_ref(&process.name), Some(HOOK_LINES_READ), None);
+        let theirs = lines.iter().filter(|line| line.stream != Stream::Own && line.pid == group.map(Pid::as_raw));
+        let texts: Vec<&str> = theirs.map(|line| line.text.as_str()).collect();
+        let last = &texts[texts.len().saturating_sub(HOOK_LINES_TOLD)..];
+        if let Some(why) = process.why.as_mut().filter(|_| !last.is_empty()) {
+            why.push_str(&format!(": {}", last.join(" / ")));
+        }
+    }
+
+    fn forget_group(&mut self, group: Option<Pid>) {
+        if let Some(group) = group {
             // A group with members left over stays with the guardian, which ends it when we end.
             if !child::is_alive(group) {
                 self.guardian.forget(group);
@@ -478,6 +530,7 @@ impl Supervisor {
         match effect {
             Effect::AskRelease => self.release(index),
             Effect::Spawn => self.spawn(index),
+            Effect::Hook(hook) => self.spawn_hook(index, hook),
             Effect::Signal(signal) => {
                 let slot = &mut self.slots[index];
                 if child::is_request(signal) {
@@ -551,21 +604,18 @@ impl Supervisor {
         let launch = Launch {
             index,
             generation: slot.process.generation,
-            command: slot.command.clone(),
+            command: slot.whole_command(),
             environment: environment.clone(),
             cwd: slot.settings.cwd.clone(),
             mark: slot.mark.clone(),
             feed: slot.feed.clone(),
             manner: self.rules.manner,
+            hook: None,
         };
         let missing = slot.settings.cwd.as_ref().filter(|cwd| !cwd.is_dir());
         let spawned = match missing {
             Some(cwd) => Err(format!("chdir {}: not a directory", cwd.display())),
-            None => child::spawn(launch, self.events.clone()).map_err(|error| match error.kind() {
-                // A zero byte in the command, which never comes to the system: this is what it would say.
-                std::io::ErrorKind::InvalidInput => "fork/exec /bin/sh: invalid argument".to_owned(),
-                _ => format!("fork/exec /bin/sh: {}", crate::common::os_reason::os_reason(&error)),
-            }),
+            None => child::spawn(launch, self.events.clone()).map_err(|error| words_of_spawn(&error)),
         };
         match spawned {
             Ok(group) => {
@@ -583,6 +633,42 @@ impl Supervisor {
             Err(why) => {
                 slot.group = None;
                 self.step_now(index, Input::SpawnFailed(why));
+            }
+        }
+    }
+
+    /// Starts a hook in the place of the process: its events are the process's.
+    fn spawn_hook(&mut self, index: usize, hook: Hook) {
+        let tag = self.guardian.tag();
+        let slot = &mut self.slots[index];
+        slot.mark = tag.mark(index, slot.process.generation);
+        slot.request = None;
+        slot.asked.clear();
+        let mut environment = slot.environment.clone();
+        environment.push((orphans::VARIABLE.to_owned(), tag.value(&slot.mark)));
+        let launch = Launch {
+            index,
+            generation: slot.process.generation,
+            command: slot.settings.hook(hook).cloned().unwrap_or_default(),
+            environment,
+            cwd: slot.settings.cwd.clone(),
+            mark: slot.mark.clone(),
+            feed: slot.feed.clone().with_terminal(false),
+            manner: self.rules.manner,
+            hook: Some(hook),
+        };
+        match child::spawn(launch, self.events.clone()) {
+            Ok(group) => {
+                slot.group = Some(group);
+                let what = What::Hook { hook: hook.to_string(), pid: group.as_raw() };
+                self.journal.record(Some(&slot.process.name), what);
+                self.guardian.watch(group);
+                let wait = slot.settings.hook_timeout;
+                self.arm(index, wait, Happened::Input(Input::HookTimeout(hook)));
+            }
+            Err(error) => {
+                slot.group = None;
+                self.step_now(index, Input::SpawnFailed(format!("{hook}: {}", words_of_spawn(&error))));
             }
         }
     }
@@ -665,7 +751,8 @@ impl Supervisor {
         for index in 0..self.slots.len() {
             let held = self.rules.stop_in_reverse
                 && self.dependencies.dependents(index).any(|other| !self.slots[other].process.is_down());
-            let asked = matches!(self.slots[index].process.state(), State::Stopping(_) | State::Down(_));
+            let state = self.slots[index].process.state();
+            let asked = matches!(state, State::Stopping(_) | State::Finishing(_) | State::Down(_));
             if !held && !asked {
                 let signal = self.stop_signal(index);
                 self.step_now(index, Input::Stop { signal, by: None });
@@ -704,12 +791,21 @@ impl Supervisor {
     }
 }
 
+fn words_of_spawn(error: &std::io::Error) -> String {
+    match error.kind() {
+        // A zero byte in the command, which never comes to the system: this is what it would say.
+        std::io::ErrorKind::InvalidInput => "fork/exec /bin/sh: invalid argument".to_owned(),
+        _ => format!("fork/exec /bin/sh: {}", crate::common::os_reason::os_reason(error)),
+    }
+}
+
 /// What of the journal is also said. As goreman nothing of it happens.
 fn words_of_note(name: &str, what: &What) -> Option<String> {
     match what {
         What::Ready { after_ms } => Some(format!("{name} is ready after {:?}", Duration::from_millis(*after_ms))),
         What::Unhealthy { reason } => Some(format!("{name} is unhealthy: {reason}")),
         What::NotReady { reason } => Some(format!("{name}: {reason}")),
+        What::HookFailed { hook, reason } => Some(format!("{name}: {hook}: {reason}")),
         What::Backoff { wait_ms, .. } => {
             Some(format!("{name} is started again in {:?}", Duration::from_millis(*wait_ms)))
         }

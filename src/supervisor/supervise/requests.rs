@@ -71,12 +71,13 @@ impl Supervisor {
     }
 
     fn lines(&self, mark: impl Fn(&Slot) -> &'static str) -> String {
-        self.slots.iter().map(|slot| format!("{}{}\n", mark(slot), slot.process.name)).collect()
+        let slots = self.listed().into_iter().map(|index| &self.slots[index]);
+        slots.map(|slot| format!("{}{}\n", mark(slot), slot.process.name)).collect()
     }
 
     /// The steps of a request. goreman does the names in front of an unknown one; natively nothing is done then.
     fn plan(&self, verb: Verb, names: &[String]) -> Operation {
-        let all = || (0..self.slots.len()).filter(|index| !self.slots[*index].shadowed).collect::<Vec<_>>();
+        let all = || self.listed().into_iter().filter(|index| !self.slots[*index].shadowed).collect::<Vec<_>>();
         let mut error = None;
         let mut chosen = Vec::new();
         match verb {
@@ -84,7 +85,7 @@ impl Supervisor {
             Verb::Restart if names.is_empty() => chosen = all(),
             _ => {
                 for name in names {
-                    match self.slots.iter().position(|slot| slot.process.name == *name) {
+                    match self.find(name) {
                         Some(index) => chosen.push(index),
                         None => {
                             let word = if verb == Verb::Start { "name" } else { "proc" };
@@ -148,7 +149,7 @@ impl Supervisor {
                 self.step_now(index, Input::Start);
                 true
             }
-            (Want::Start, State::Stopping(_)) => false,
+            (Want::Start, State::Stopping(_) | State::Finishing(_)) => false,
             (Want::Start, _) => true,
         }
     }

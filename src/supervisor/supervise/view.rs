@@ -17,7 +17,8 @@ use crate::supervisor::supervise::Supervisor;
 impl Supervisor {
     pub(super) fn views(&self) -> Vec<ProcessView> {
         let now = Instant::now();
-        self.slots.iter().filter(|slot| !slot.shadowed).map(|slot| slot.view(now)).collect()
+        let slots = self.listed().into_iter().map(|index| &self.slots[index]);
+        slots.filter(|slot| !slot.shadowed).map(|slot| slot.view(now)).collect()
     }
 }
 
@@ -42,6 +43,7 @@ impl Slot {
                 .filter(|_| alive)
                 .map(|started| millis(now.saturating_duration_since(started))),
             ready_after_ms: ready.map(|(ready, started)| millis(ready.saturating_duration_since(started))),
+            ready_ms: ready.map(|(ready, _)| millis(now.saturating_duration_since(ready))),
             restarts: process.generation.saturating_sub(1),
             last_exit: process.last.as_ref().map(|last| last_exit(last, now)),
             next_start_ms: next_start,
