@@ -70,6 +70,7 @@ use crate::supervisor::output::painter::Stamp;
 use crate::supervisor::output::painter::Style;
 use crate::supervisor::process::Process;
 use crate::supervisor::procfile::Entry;
+use crate::supervisor::procinfo::Listeners;
 use crate::supervisor::settings::Settings;
 use crate::supervisor::supervise::Ended;
 use crate::supervisor::supervise::ExitOn;
@@ -343,11 +344,14 @@ async fn listen(flags: &Flags, extra: &[(String, String)], manner: Manner) -> Re
         (Ok(listener), _) => Ok(Some(listener)),
         (Err(_), Manner::Original) => Ok(None),
         (Err(error), Manner::Native) => {
-            let reason = crate::common::os_reason::os_reason(&error);
-            Err((
-                format!("cannot listen for control on {address}: {reason} (another supervisor? -p chooses a port)"),
-                1,
-            ))
+            let owner = address.parse().ok().and_then(|wanted| Listeners::read().owner(wanted));
+            let reason = match owner.filter(|_| error.kind() == std::io::ErrorKind::AddrInUse) {
+                Some(owner) => format!("cannot listen for control: {owner}; -p chooses another port"),
+                None => {
+                    format!("cannot listen for control on {address}: {}", crate::common::os_reason::os_reason(&error))
+                }
+            };
+            Err((reason, 1))
         }
     }
 }

@@ -24,16 +24,16 @@ use crate::support::eventually;
 use crate::support::free_port;
 
 /// A Procfile in a directory of its own, with a runtime directory of its own. Whatever still runs at the end is ended.
-struct Stack {
-    dir: TempDir,
+pub struct Stack {
+    pub dir: TempDir,
     runtime: TempDir,
 }
 
 /// Exit code, standard output, standard error.
-type Ran = (Option<i32>, String, String);
+pub type Ran = (Option<i32>, String, String);
 
 impl Stack {
-    fn new(procfile: &str) -> Stack {
+    pub fn new(procfile: &str) -> Stack {
         let stack = Stack {
             dir: tempfile::tempdir().expect("a directory"),
             runtime: tempfile::tempdir().expect("a runtime directory"),
@@ -42,11 +42,11 @@ impl Stack {
         stack
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub fn write(&self, name: &str, text: &str) {
         std::fs::write(self.dir.path().join(name), text).expect("a file");
     }
 
-    fn command(&self, line: &[&str]) -> Command {
+    pub fn command(&self, line: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
         command.arg0("quorate").arg("supervisor").args(line).current_dir(self.dir.path());
         command.env("XDG_RUNTIME_DIR", self.runtime.path()).env_remove("NO_COLOR").stdin(Stdio::null());
@@ -54,7 +54,7 @@ impl Stack {
     }
 
     /// Runs a command line to its end; words are separated by blanks.
-    fn run(&self, line: &str) -> Ran {
+    pub fn run(&self, line: &str) -> Ran {
         let words: Vec<&str> = line.split_whitespace().collect();
         let output = self.command(&words).output().expect("it runs");
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
@@ -62,7 +62,7 @@ impl Stack {
     }
 
     /// The same, off this thread: a test's other work goes on.
-    fn start(&self, line: &str) -> Running {
+    pub fn start(&self, line: &str) -> Running {
         let words: Vec<&str> = line.split_whitespace().collect();
         let log = std::fs::File::create(self.dir.path().join("foreground.log")).expect("a file");
         let mut command = self.command(&words);
@@ -70,14 +70,14 @@ impl Stack {
         Running(command.spawn().expect("it starts"))
     }
 
-    fn check(&self, line: &str, code: i32) -> String {
+    pub fn check(&self, line: &str, code: i32) -> String {
         let (found, out, err) = self.run(line);
         assert_eq!(found, Some(code), "{line}\n{out}\n{err}");
         if code == 0 { out } else { err }
     }
 
     /// The text of a file, as soon as it holds this.
-    fn file(&self, name: &str, part: &str) -> String {
+    pub fn file(&self, name: &str, part: &str) -> String {
         let start = Instant::now();
         loop {
             let text = std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
@@ -89,25 +89,25 @@ impl Stack {
         }
     }
 
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         let (_, out, err) = self.run("ps --json");
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"))
     }
 
     /// One field of one process.
-    fn field(&self, name: &str, field: &str) -> Value {
+    pub fn field(&self, name: &str, field: &str) -> Value {
         let status = self.json();
         let processes = status["processes"].as_array().expect("a list");
         processes.iter().find(|process| process["name"] == name).expect("it is there")[field].clone()
     }
 
     /// The only project directory under the runtime directory.
-    fn home(&self) -> PathBuf {
+    pub fn home(&self) -> PathBuf {
         let entries = std::fs::read_dir(self.runtime.path().join("quorate")).expect("a directory");
         entries.flatten().map(|entry| entry.path()).next().expect("a project")
     }
 
-    fn homes(&self) -> usize {
+    pub fn homes(&self) -> usize {
         std::fs::read_dir(self.runtime.path().join("quorate")).map_or(0, Iterator::count)
     }
 }
@@ -119,15 +119,15 @@ impl Drop for Stack {
     }
 }
 
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Running {
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.0.id()).expect("pids fit"));
         nix::sys::signal::kill(pid, signal).expect("it is there");
     }
 
-    fn wait(&mut self) -> Option<i32> {
+    pub fn wait(&mut self) -> Option<i32> {
         self.0.wait().expect("it ends").code()
     }
 }
@@ -252,6 +252,8 @@ fn logs_and_events_are_told_to_whoever_asks() {
     told("logs a -n 2 --time off", &["a      | two", "a      | three"]);
     told("logs --grep elect --time off", &["b      | elected leader"]);
     told("logs a --grep t.* -n 1 --time off", &["a      | three"]);
+    // The last of those that match, not those of the last that match.
+    told("logs a --grep o -n 1 --time off", &["a      | two"]);
     let json: Value = serde_json::from_str(&lines("logs a --json -n 1")[0]).expect("JSON");
     assert_eq!((json["name"].as_str(), json["text"].as_str()), (Some("a"), Some("three")));
     stack.check("logs nosuch", 4);

@@ -244,9 +244,13 @@ mod tests {
             let count = seen.read(&mut buffer).await.unwrap();
             text.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
         }
+        // The answers to the other greetings: nobody hears the key while they wait for a screen.
+        tokio::spawn(async move { tokio::io::copy(&mut seen, &mut tokio::io::sink()).await });
         send.send(b"unsent\x1drest".to_vec()).await.unwrap();
         assert_eq!(talking.await.unwrap().unwrap(), Ended::Detached);
-        serving.await.unwrap().unwrap();
+        // An answer may have been on its way to whoever has left.
+        let served = serving.await.unwrap();
+        assert!(served.is_ok() || served.is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe));
         assert!(child.try_wait().unwrap().is_none(), "who leaves ends nothing");
         child.kill().unwrap();
         child.wait().unwrap();
