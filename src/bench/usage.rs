@@ -6,6 +6,9 @@ use nix::unistd::SysconfVar;
 use nix::unistd::sysconf;
 use serde::Serialize;
 
+use crate::common::procfs;
+use crate::common::procfs::Stat;
+
 /// Why a process could not be looked at.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {path}: {why}")]
@@ -48,9 +51,9 @@ impl Reading {
     }
 
     fn of_one(pid: u32) -> Result<Reading, UsageError> {
-        let (user, system) = parse_file(format!("/proc/{pid}/stat"), cpu_ticks)?;
+        let stat = parse_file(format!("/proc/{pid}/stat"), Stat::parse)?;
         let memory = parse_file(format!("/proc/{pid}/status"), memory)?;
-        Ok(Reading { user: ticks(user), system: ticks(system), memory })
+        Ok(Reading { user: ticks(stat.user_ticks), system: ticks(stat.system_ticks), memory })
     }
 
     pub fn cpu(&self) -> Duration {
@@ -66,20 +69,9 @@ fn parse_file<T>(path: String, parse: fn(&str) -> Option<T>) -> Result<T, UsageE
     }
 }
 
-/// User and system time of all threads, ended ones too (proc(5), fields 14 and 15). The name in parentheses may hold
-/// anything, so fields are counted from its last parenthesis: that is field 2.
-fn cpu_ticks(stat: &str) -> Option<(u64, u64)> {
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(14 - 3);
-    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
-}
-
 fn memory(status: &str) -> Option<Memory> {
-    let kib = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
-    };
     // A process that has ended but was not waited for has no memory lines.
-    let of = |name: &str| kib(name).unwrap_or(0) * 1024;
+    let of = |name: &str| procfs::status_number(status, name).unwrap_or(0) * 1024;
     status.starts_with("Name:").then(|| Memory {
         resident_bytes: of("VmRSS"),
         anonymous_bytes: of("RssAnon"),
@@ -95,13 +87,6 @@ fn ticks(count: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cpu_time_is_read_behind_a_name_with_parentheses() {
-        let text = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 11 22 0 0 20 0 3 0 555 4096000 250";
-        assert_eq!(cpu_ticks(text), Some((11, 22)));
-        assert_eq!(cpu_ticks("7 (x"), None);
-    }
 
     #[test]
     fn memory_is_read_by_name() {

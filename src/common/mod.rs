@@ -8,6 +8,7 @@ pub mod ids;
 pub mod key_range;
 pub mod logging;
 pub mod os_reason;
+pub mod procfs;
 pub mod revision;
 pub mod tls;
 pub mod urls;

@@ -2,60 +2,43 @@
 //! descriptors say which inodes it has open.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::net::Ipv4Addr;
 use std::net::SocketAddr;
-use std::net::SocketAddrV4;
 
 use nix::unistd::Pid;
 use nix::unistd::getpgid;
 
+use crate::common::procfs;
+use crate::common::procfs::Socket;
+
 /// The process group among `groups` that holds the IPv4 socket bound to `address`.
 pub fn group_of(address: SocketAddr, groups: &[i32]) -> Option<i32> {
-    let SocketAddr::V4(address) = address else { return None };
-    let inode = inode_in(&fs::read_to_string("/proc/net/tcp").ok()?, address)?;
-    let link = format!("socket:[{inode}]");
+    let inode = inode_in(&procfs::tcp_sockets(procfs::own_pid()), address)?;
     // Mostly it is the leader: a shell with one program becomes that program.
-    if let Some(leader) = groups.iter().copied().find(|group| holds(*group, &link)) {
+    if let Some(leader) = groups.iter().copied().find(|group| holds(*group, inode)) {
         return Some(leader);
     }
     let others = members_of(groups);
-    others.into_iter().find(|(pid, _)| holds(*pid, &link)).map(|(_, group)| group)
+    others.into_iter().find(|(pid, _)| holds(*pid, inode)).map(|(_, group)| group)
 }
 
 /// All processes of these groups but their leaders.
 fn members_of(groups: &[i32]) -> BTreeMap<i32, i32> {
-    let Ok(processes) = fs::read_dir("/proc") else { return BTreeMap::new() };
-    let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let with_group = pids.filter_map(|pid| Some((pid, getpgid(Some(Pid::from_raw(pid))).ok()?.as_raw())));
+    let with_group = procfs::pids().filter_map(|pid| Some((pid, getpgid(Some(Pid::from_raw(pid))).ok()?.as_raw())));
     with_group.filter(|(pid, group)| pid != group && groups.contains(group)).collect()
 }
 
-fn holds(pid: i32, link: &str) -> bool {
-    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    descriptors.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == link))
+fn holds(pid: i32, inode: u64) -> bool {
+    procfs::open_files(pid).any(|open| open == Some(inode))
 }
 
-/// The inode of the socket with this local address: `sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout
-/// inode`, addresses in hexadecimal, the host's bytes turned round.
-fn inode_in(table: &str, address: SocketAddrV4) -> Option<u64> {
-    let local = local_text(address);
-    let mut rows = table.lines().skip(1).map(|line| line.split_ascii_whitespace());
-    rows.find_map(|mut fields| {
-        let found = fields.nth(1)? == local;
-        let inode = fields.nth(7)?.parse::<u64>().ok()?;
-        // Closed sockets that wait for stragglers belong to nobody.
-        (found && inode != 0).then_some(inode)
-    })
-}
-
-fn local_text(address: SocketAddrV4) -> String {
-    let host: Ipv4Addr = *address.ip();
-    format!("{:08X}:{:04X}", u32::from_ne_bytes(host.octets()), address.port())
+/// The inode of the socket with this local address. Closed sockets that wait for stragglers belong to nobody.
+fn inode_in(sockets: &[Socket], address: SocketAddr) -> Option<u64> {
+    sockets.iter().find(|socket| socket.local == address && socket.inode != 0).map(|socket| socket.inode)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::net::TcpListener;
     use std::net::TcpStream;
     use std::os::unix::process::CommandExt;
@@ -69,9 +52,10 @@ mod tests {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
             \x20  0: 0100007F:1F90 0100007F:8235 06 00000000:00000000 00:00000000 00000000     0        0 0 3 0\n\
             \x20  1: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 51 1 0\n";
-        let inode = |port| inode_in(table, SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
-        assert_eq!((inode(8080), inode(8081)), (Some(51), None));
-        assert_eq!(inode_in("", SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1)), None);
+        let sockets: Vec<Socket> = table.lines().filter_map(Socket::parse).collect();
+        let inode = |port| inode_in(&sockets, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
+        assert_eq!((sockets.len(), inode(8080), inode(8081)), (2, Some(51), None));
+        assert_eq!(inode_in(&[], SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 1)), None);
     }
 
     #[test]

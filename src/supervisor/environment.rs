@@ -5,7 +5,6 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use crate::common::os_reason::os_reason;
-use crate::program::Manner;
 use crate::supervisor::dotenv;
 
 /// Programs that we offer under their name where the machine has none.
@@ -25,27 +24,20 @@ pub struct Loaded {
 /// Pairs from the comma list of env files, without those that the process environment has already.
 ///
 /// goreman's rules (supervisor.md 1.7): the first file wins, and the first file that is missing or does not parse ends
-/// the loading without a word. Natively as `load_files` has it.
-pub fn load(list: &str, manner: Manner, is_set: &dyn Fn(&str) -> bool) -> Result<BTreeMap<String, String>, String> {
-    if manner == Manner::Native {
-        let names: Vec<String> = list.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
-        let outer = |name: &str| std::env::var(name).ok();
-        let mut pairs = load_files(&names, &outer)?.pairs;
-        pairs.retain(|key, _| !is_set(key));
-        return Ok(pairs);
-    }
+/// the loading without a word.
+pub fn load_as_goreman(list: &str, is_set: &dyn Fn(&str) -> bool) -> BTreeMap<String, String> {
     let mut pairs = BTreeMap::new();
     for name in list.split(',').filter(|name| !name.is_empty()) {
         let Some(found) =
             std::fs::read(name).ok().and_then(|bytes| dotenv::parse(&String::from_utf8_lossy(&bytes)).ok())
         else {
-            return Ok(pairs);
+            return pairs;
         };
         for (key, value) in found.into_iter().filter(|(key, _)| !is_set(key)) {
             pairs.entry(key).or_insert(value);
         }
     }
-    Ok(pairs)
+    pairs
 }
 
 /// The pairs of files, where a later file wins over an earlier one, and `$NAME` stands for an earlier pair, then for what
@@ -129,14 +121,15 @@ mod tests {
         let (one, two) = (file("one", "A=1\nB=1\n"), file("two", "B=2\nC=${B}2\n"));
         let bad = file("bad", "A=1\nnonsense\n");
         let set = |key: &str| key == "A";
-        let found = |manner: Manner| {
-            let pairs = load(&format!("{one},{two}"), manner, &set).unwrap();
+        let said = |pairs: BTreeMap<String, String>| {
             pairs.into_iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!((found(Manner::Original).as_str(), found(Manner::Native).as_str()), ("B=1 C=22", "B=2 C=22"));
-        let stopped = load(&format!("{bad},{two}"), Manner::Original, &set).unwrap();
+        assert_eq!(said(load_as_goreman(&format!("{one},{two}"), &set)), "B=1 C=22");
+        let ours = load_files(&[one.clone(), two.clone()], &|_| None).unwrap();
+        assert_eq!(said(ours.pairs), "A=1 B=2 C=22");
+        let stopped = load_as_goreman(&format!("{bad},{two}"), &set);
         assert!(stopped.is_empty(), "goreman stops at the first bad file without a word");
-        let error = load(&format!("{one},{bad}"), Manner::Native, &set).unwrap_err();
+        let error = load_files(&[one, bad.clone()], &|_| None).unwrap_err();
         assert_eq!(error, format!("{bad}:2: no \"=\" in \"nonsense\""));
     }
 
@@ -146,7 +139,7 @@ mod tests {
         let loaded = load_files(&names, &|_| None).unwrap();
         assert_eq!(loaded.missing, ["/nowhere/one.env"]);
         assert!(load_files(&["/".to_owned()], &|_| None).is_err());
-        assert!(load("", Manner::Native, &|_| false).unwrap().is_empty());
+        assert!(load_as_goreman("", &|_| false).is_empty());
     }
 
     #[test]

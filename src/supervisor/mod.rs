@@ -13,6 +13,7 @@
 
 pub mod chaos;
 pub mod child;
+pub mod columns;
 pub mod control;
 pub mod dependencies;
 pub mod dotenv;
@@ -41,8 +42,6 @@ pub mod stack;
 pub mod supervise;
 pub mod targets;
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
@@ -64,8 +63,6 @@ use crate::supervisor::guardian::Guardian;
 use crate::supervisor::journal::Journal;
 use crate::supervisor::output::Output;
 use crate::supervisor::output::Settings as OutputSettings;
-use crate::supervisor::output::args::OutputArgs;
-use crate::supervisor::output::args::Surroundings;
 use crate::supervisor::output::painter::Stamp;
 use crate::supervisor::output::painter::Style;
 use crate::supervisor::process::Process;
@@ -81,7 +78,7 @@ use crate::supervisor::supervise::Supervisor;
 /// goreman's release whose manners these are.
 const GOREMAN_VERSION: &str = "0.3.19";
 /// Ports of neighbouring processes differ by this.
-const PORT_STEP: u64 = 100;
+pub const PORT_STEP: u64 = 100;
 /// Requests that wait for the loop. Full means that callers wait.
 const REQUESTS_MAX: usize = 10;
 /// Calls from our own socket that wait for the loop. Full means that callers wait.
@@ -167,7 +164,7 @@ fn dispatch(flags: &Flags, rest: &[String], manner: Manner) -> Result<ExitCode, 
         (Some("start"), names) if manner == Manner::Native => {
             native::start(flags, names).map_err(|failure| (failure.text, failure.code))
         }
-        (Some("start"), names) => start(flags, names, manner),
+        (Some("start"), names) => start(flags, names),
         (Some("run"), [command, names @ ..]) => run(flags, command, names),
         (Some("export"), [format, location]) => export(flags, format, location, manner),
         (Some("help"), _) | (None, _) => Ok(usage(manner, ExitCode::SUCCESS)),
@@ -223,23 +220,15 @@ fn port_of(flags: &Flags, entry: &Entry) -> u64 {
     flags.base_port.saturating_add(PORT_STEP * entry.place as u64)
 }
 
-fn start(flags: &Flags, names: &[String], manner: Manner) -> Result<ExitCode, Failed> {
-    let entries = select(read_procfile(flags)?, names, manner)?;
-    let is_set = |key: &str| std::env::var_os(key).is_some();
-    let extra = environment::load(&flags.env, manner, &is_set).map_err(|error| (error, 1))?;
+/// goreman's `start`, with its exit codes.
+fn start(flags: &Flags, names: &[String]) -> Result<ExitCode, Failed> {
+    let entries = select(read_procfile(flags)?, names)?;
+    let extra = environment::load_as_goreman(&flags.env, &|key| std::env::var_os(key).is_some());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| (format!("cannot start: {error}"), 1))?;
-    let ended = runtime.block_on(supervise(flags, entries, extra.into_iter().collect(), manner))?;
-    match (manner, ended) {
-        (Manner::Original, Ended { fatal: Some((words, _)), .. }) => Err((words, 1)),
-        (Manner::Native, ended) => {
-            let code = ended.code();
-            match ended.fatal {
-                Some((words, _)) if code != 0 => Err((words, code)),
-                _ => Ok(ExitCode::from(code)),
-            }
-        }
-        (Manner::Original, Ended { deaf: true, .. }) => {
+    match runtime.block_on(supervise(flags, entries, extra.into_iter().collect()))? {
+        Ended { fatal: Some((words, _)), .. } => Err((words, 1)),
+        Ended { deaf: true, .. } => {
             // Ends as goreman does, but with nobody left behind. Returns only if the signal could not be raised.
             let _ = signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGPIPE);
             Ok(ExitCode::FAILURE)
@@ -250,13 +239,7 @@ fn start(flags: &Flags, names: &[String], manner: Manner) -> Result<ExitCode, Fa
 }
 
 /// The entries that were asked for, in the order in which they were; all of them when none was.
-fn select(entries: Vec<Entry>, names: &[String], manner: Manner) -> Result<Vec<Entry>, Failed> {
-    if manner == Manner::Native {
-        let mut seen = BTreeSet::new();
-        if let Some(twice) = entries.iter().find(|entry| !seen.insert(entry.name.as_str())) {
-            return Err((format!("process \"{}\" stands twice in the Procfile", twice.name), 1));
-        }
-    }
+fn select(entries: Vec<Entry>, names: &[String]) -> Result<Vec<Entry>, Failed> {
     if names.is_empty() {
         return Ok(entries);
     }
@@ -267,17 +250,13 @@ fn select(entries: Vec<Entry>, names: &[String], manner: Manner) -> Result<Vec<E
     names.iter().map(find).collect()
 }
 
-async fn supervise(
-    flags: &Flags,
-    entries: Vec<Entry>,
-    extra: Vec<(String, String)>,
-    manner: Manner,
-) -> Result<Ended, Failed> {
+async fn supervise(flags: &Flags, entries: Vec<Entry>, extra: Vec<(String, String)>) -> Result<Ended, Failed> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |error: std::io::Error| (format!("{what}: {}", crate::common::os_reason::os_reason(&error)), 1)
     };
-    let listener = listen(flags, &extra, manner).await?;
+    // goreman goes on without a word when the port is taken.
+    let listener = listen(flags, &extra).await.unwrap_or_default();
     let program = std::env::current_exe().map_err(failed("cannot find myself"))?;
     let path = std::env::var("PATH").unwrap_or_default();
     let links = Links::make(&program, &path).map_err(failed("cannot offer myself as etcd"))?;
@@ -285,20 +264,18 @@ async fn supervise(
     let guardian = guardian.map_err(failed("cannot start my guardian"))?;
     let search_path = environment::search_path(&path, &program, links.as_ref());
     let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
-    let settings = output_settings(flags, manner);
-    let output = match manner {
-        Manner::Original => Output::start(Unnoticing(std::io::stdout()), settings, &names),
-        Manner::Native => Output::start(std::io::stdout(), settings, &names),
-    };
+    let stamp = if flags.logtime { Stamp::Seconds } else { Stamp::Off };
+    let settings = OutputSettings::plain(Style::new(Manner::Original, true, stamp));
+    let output = Output::start(Unnoticing(std::io::stdout()), settings, &names);
     let (output, output_ended) = output.map_err(|error| (error.to_string(), 1))?;
-    let slots = make_slots(flags, entries, &extra, &search_path, &output, manner)?;
+    let slots = make_slots(flags, entries, &extra, &search_path, &output);
     let (request, requests) = mpsc::channel(REQUESTS_MAX);
     let server = listener.map(|listener| tokio::spawn(control::server::serve(listener, request)));
     let exit_on = ExitOn { all_stopped: flags.exit_on_stop, any_exit: false, any_failure: flags.exit_on_error };
-    let rules = Rules { manner, exit_on, stop_in_reverse: false };
+    let rules = Rules { manner: Manner::Original, exit_on, stop_in_reverse: false };
     let supervisor = Supervisor::new(rules, slots, output.clone(), guardian, Journal::default());
     let supervisor = supervisor.map_err(|text| (text, 1))?;
-    // Nobody calls yet: the way is kept open.
+    // goreman has no socket of ours: nobody calls on it.
     let (_call, calls) = mpsc::channel(CALLS_MAX);
     let ended = supervisor.run(requests, calls, output_ended).await.map_err(failed("cannot catch signals"))?;
     if let Some(server) = server {
@@ -329,8 +306,8 @@ fn unnoticed<T>(result: std::io::Result<T>, instead: T) -> std::io::Result<T> {
     }
 }
 
-/// The control listener. goreman goes on without a word when the port is taken; natively that is an error.
-async fn listen(flags: &Flags, extra: &[(String, String)], manner: Manner) -> Result<Option<TcpListener>, Failed> {
+/// goreman's control listener, unless it is not wanted. The address may stand in an env file, too.
+async fn listen(flags: &Flags, extra: &[(String, String)]) -> Result<Option<TcpListener>, Failed> {
     if !flags.rpc_server {
         return Ok(None);
     }
@@ -340,31 +317,14 @@ async fn listen(flags: &Flags, extra: &[(String, String)], manner: Manner) -> Re
     let host = host.unwrap_or_else(|| "127.0.0.1".to_owned());
     let host = if host.is_empty() { "0.0.0.0".to_owned() } else { host };
     let address = format!("{host}:{}", flags.port);
-    match (TcpListener::bind(&address).await, manner) {
-        (Ok(listener), _) => Ok(Some(listener)),
-        (Err(_), Manner::Original) => Ok(None),
-        (Err(error), Manner::Native) => {
-            let owner = address.parse().ok().and_then(|wanted| Listeners::read().owner(wanted));
-            let reason = match owner.filter(|_| error.kind() == std::io::ErrorKind::AddrInUse) {
-                Some(owner) => format!("cannot listen for control: {owner}; -p chooses another port"),
-                None => {
-                    format!("cannot listen for control on {address}: {}", crate::common::os_reason::os_reason(&error))
-                }
-            };
-            Err((reason, 1))
-        }
-    }
-}
-
-fn output_settings(flags: &Flags, manner: Manner) -> OutputSettings {
-    let stamp = if flags.logtime { Stamp::Seconds } else { Stamp::Off };
-    match manner {
-        Manner::Original => OutputSettings::plain(Style::new(manner, true, stamp)),
-        Manner::Native => {
-            let args = OutputArgs { time: stamp, ..OutputArgs::default() };
-            OutputSettings::plain(args.style(&Surroundings::here()))
-        }
-    }
+    TcpListener::bind(&address).await.map(Some).map_err(|error| {
+        let owner = address.parse().ok().and_then(|wanted| Listeners::read().owner(wanted));
+        let reason = match owner.filter(|_| error.kind() == std::io::ErrorKind::AddrInUse) {
+            Some(owner) => format!("cannot listen for control: {owner}; -p chooses another port"),
+            None => format!("cannot listen for control on {address}: {}", crate::common::os_reason::os_reason(&error)),
+        };
+        (reason, 1)
+    })
 }
 
 fn make_slots(
@@ -373,15 +333,13 @@ fn make_slots(
     extra: &[(String, String)],
     search_path: &str,
     output: &Output,
-    manner: Manner,
-) -> Result<Vec<Slot>, Failed> {
-    let mut settings = settings(flags, manner)?;
+) -> Vec<Slot> {
+    // goreman does not read the settings in comments.
+    let settings = Settings::default();
     let mut seen: Vec<(String, usize)> = Vec::new();
     let slot = |entry: Entry| {
         let port = port_of(flags, &entry);
-        // Natively the start is said once it has happened, with the pid.
-        let greeted = flags.set_ports && manner == Manner::Original;
-        let greeting = greeted.then(|| format!("Starting {} on port {port}", entry.name));
+        let greeting = flags.set_ports.then(|| format!("Starting {} on port {port}", entry.name));
         let mut environment = extra.to_vec();
         environment.push(("PATH".to_owned(), search_path.to_owned()));
         if flags.set_ports {
@@ -391,31 +349,13 @@ fn make_slots(
         let first = seen.iter().position(|(name, _)| *name == entry.name);
         let twin = first.filter(|first| seen[*first].1 == entry.place);
         seen.push((entry.name.clone(), entry.place));
-        let settings = settings.remove(&entry.name).unwrap_or_default();
-        if let Some(file) = &settings.env_file {
-            let file = file.to_string_lossy();
-            let pairs = environment::load(&file, manner, &|_| false).map_err(|error| (error, 1))?;
-            environment.extend(pairs);
-        }
         let process = Process::new(entry.name, greeting, &settings, Instant::now());
         let mut slot = Slot::new(process, entry.command, environment, feed);
-        slot.settings = settings;
         slot.place = entry.place;
         slot.port = flags.set_ports.then_some(port);
         slot.shadowed = first.is_some();
         slot.twin = twin;
-        Ok(slot)
+        slot
     };
     entries.into_iter().map(slot).collect()
-}
-
-/// What the comments of the Procfile say about its processes; goreman does not read them.
-fn settings(flags: &Flags, manner: Manner) -> Result<BTreeMap<String, Settings>, Failed> {
-    if manner == Manner::Original {
-        return Ok(BTreeMap::new());
-    }
-    let names: Vec<String> = read_procfile(flags)?.into_iter().map(|entry| entry.name).collect();
-    let text = std::fs::read(&flags.procfile).map_err(|error| (format!("open {}: {error}", flags.procfile), 1))?;
-    let lines = settings::pragma_lines(&String::from_utf8_lossy(&text));
-    settings::collect(&flags.procfile, &lines, &names).map_err(|error| (error.to_string(), 1))
 }

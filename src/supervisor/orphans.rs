@@ -25,6 +25,9 @@ use nix::sys::wait::WaitPidFlag;
 use nix::sys::wait::waitid;
 use nix::unistd::Pid;
 
+use crate::common::procfs;
+use crate::common::procfs::Stat;
+
 /// The variable that says to which supervisor, process and start of it somebody belongs.
 pub const VARIABLE: &str = "QUORATE_SUPERVISOR_ID";
 /// How long the last look for survivors goes on. What does not die of SIGKILL in that time hangs in the kernel.
@@ -41,8 +44,8 @@ pub struct Tag {
 impl Tag {
     /// One that no other supervisor has: our pid, and when we were started.
     pub fn ours() -> Tag {
-        let own = std::process::id();
-        let started = i32::try_from(own).ok().and_then(Seen::of).map_or(0, |seen| seen.started);
+        let own = procfs::own_pid();
+        let started = Stat::of(own).map_or(0, |stat| stat.started);
         Tag { id: format!("{own}-{started:x}"), outer: std::env::var(VARIABLE).ok().filter(|value| !value.is_empty()) }
     }
 
@@ -77,23 +80,15 @@ pub struct Seen {
 impl Seen {
     /// `None` when it is gone.
     pub fn of(pid: i32) -> Option<Seen> {
-        let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-        Seen::parse(pid, &String::from_utf8_lossy(&text))
-    }
-
-    /// The name in brackets may hold anything, brackets too: fields are counted from the last one (proc_pid_stat(5)).
-    fn parse(pid: i32, text: &str) -> Option<Seen> {
-        let (_, rest) = text.rsplit_once(") ")?;
-        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-        let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
+        let stat = Stat::of(pid)?;
         Some(Seen {
             pid,
-            parent: fields.get(1)?.parse().ok()?,
-            group: fields.get(2)?.parse().ok()?,
-            started: number(19)?,
-            zombie: matches!(*fields.first()?, "Z" | "X"),
-            user_ticks: number(11)?.saturating_add(number(13)?),
-            system_ticks: number(12)?.saturating_add(number(14)?),
+            parent: stat.parent,
+            group: stat.group,
+            started: stat.started,
+            zombie: stat.zombie,
+            user_ticks: stat.user_ticks.saturating_add(stat.waited_user_ticks),
+            system_ticks: stat.system_ticks.saturating_add(stat.waited_system_ticks),
         })
     }
 
@@ -110,7 +105,7 @@ impl Seen {
 
     /// It has no parent but us.
     pub fn is_orphan(&self) -> bool {
-        self.parent == own_pid()
+        self.parent == procfs::own_pid()
     }
 
     /// A signal to this very process; to nobody if its pid is another's by now.
@@ -120,35 +115,6 @@ impl Seen {
             let _ = kill(Pid::from_raw(self.pid), signal);
         }
     }
-}
-
-/// The children of a process, by whichever of its threads.
-pub fn children(pid: i32) -> Vec<i32> {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    let mut found = Vec::new();
-    for thread in threads.flatten() {
-        let Ok(text) = std::fs::read_to_string(thread.path().join("children")) else {
-            return if thread.path().exists() { children_by_scan(pid) } else { found };
-        };
-        found.extend(text.split_ascii_whitespace().filter_map(|number| number.parse::<i32>().ok()));
-    }
-    found
-}
-
-/// The same without the kernel's lists, of which some have none, and which leave some out while others end.
-fn children_by_scan(parent: i32) -> Vec<i32> {
-    everybody().filter_map(Seen::of).filter(|seen| seen.parent == parent).map(|seen| seen.pid).collect()
-}
-
-/// Every pid there is.
-fn everybody() -> impl Iterator<Item = i32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-}
-
-fn own_pid() -> i32 {
-    // Pids fit: the kernel's limit is far below.
-    i32::try_from(std::process::id()).unwrap_or_default()
 }
 
 /// Makes orphans of our descendants ours.
@@ -163,11 +129,11 @@ pub fn adopt() {
 /// and a stop would be over too early.
 pub fn members(group: i32, mark: &str) -> Vec<Seen> {
     let mut by_parent: BTreeMap<i32, Vec<Seen>> = BTreeMap::new();
-    for seen in everybody().filter_map(Seen::of) {
+    for seen in procfs::pids().filter_map(Seen::of) {
         by_parent.entry(seen.parent).or_default().push(seen);
     }
     let mut found = Vec::new();
-    let mut open: VecDeque<(i32, bool)> = VecDeque::from([(own_pid(), false)]);
+    let mut open: VecDeque<(i32, bool)> = VecDeque::from([(procfs::own_pid(), false)]);
     while let Some((parent, inside)) = open.pop_front() {
         // Taken out, so that nobody is visited twice.
         for seen in by_parent.remove(&parent).unwrap_or_default() {
@@ -190,7 +156,7 @@ pub fn strays(group: i32, mark: &str) -> Vec<Seen> {
 
 /// Everybody with a mark of this supervisor, wherever they are.
 pub fn marked(id: &str) -> Vec<Seen> {
-    let others = everybody().filter(|pid| *pid != own_pid()).filter_map(Seen::of);
+    let others = procfs::pids().filter(|pid| *pid != procfs::own_pid()).filter_map(Seen::of);
     others.filter(|seen| !seen.zombie && seen.is_marked(id)).collect()
 }
 
@@ -214,7 +180,8 @@ pub struct Changes {
 impl Adopted {
     /// Looks at our children but for the `known` ones, and reaps those that were dead at the last look, too.
     pub fn look(&mut self, known: &BTreeSet<i32>) -> Changes {
-        let seen = children(own_pid()).into_iter().filter(|pid| !known.contains(pid)).filter_map(Seen::of);
+        let seen =
+            procfs::children(procfs::own_pid()).into_iter().filter(|pid| !known.contains(pid)).filter_map(Seen::of);
         let (dead, living): (Vec<Seen>, Vec<Seen>) = seen.partition(|seen| seen.zombie);
         let mut still_dead = BTreeSet::new();
         for zombie in dead {
@@ -245,7 +212,8 @@ impl Adopted {
 pub async fn sweep(spared: i32) {
     let deadline = Instant::now() + SWEEP_MAX;
     while Instant::now() < deadline {
-        let left: Vec<i32> = children_by_scan(own_pid()).into_iter().filter(|pid| *pid != spared).collect();
+        let left: Vec<i32> =
+            procfs::children_by_scan(procfs::own_pid()).into_iter().filter(|pid| *pid != spared).collect();
         if left.is_empty() {
             return;
         }
@@ -286,17 +254,6 @@ mod tests {
     use std::os::unix::process::CommandExt;
     use std::process::Command;
     use std::process::Stdio;
-
-    #[test]
-    fn names_with_brackets_do_not_move_the_fields() {
-        let text = "77 (a) R (b)) S 1 77 77 0 -1 4194560 1 2 3 4 10 20 30 40 20 0 1 0 12345 0 0";
-        let seen = Seen::parse(77, text).expect("a line");
-        assert_eq!((seen.parent, seen.group, seen.started, seen.zombie), (1, 77, 12345, false));
-        assert_eq!((seen.user_ticks, seen.system_ticks), (40, 60));
-        for broken in ["", "77 (a", "77 (a) Z", "77 (a) S 1 77 77 0 -1 x x x x x"] {
-            assert_eq!(Seen::parse(77, broken), None);
-        }
-    }
 
     #[test]
     fn marks_are_whole_and_survive_nesting() {

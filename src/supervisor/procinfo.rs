@@ -6,35 +6,21 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
-use std::net::IpAddr;
-use std::net::Ipv4Addr;
-use std::net::Ipv6Addr;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Instant;
 
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::common::procfs;
+use crate::common::procfs::Stat;
+
 /// Ticks of the clock that /proc counts CPU time in: USER_HZ, the same on every machine that Rust knows.
 const TICKS_A_SECOND: f64 = 100.0;
-/// The state of a listening TCP socket in /proc/net/tcp.
-const LISTENING: &str = "0A";
 /// Programs that run others: who looks for the real one looks behind them.
 const SHELLS: [&str; 7] = ["sh", "dash", "bash", "ash", "busybox", "zsh", "ksh"];
 /// Longest command line that is shown of somebody who has our port.
 const COMMAND_CHARS_MAX: usize = 120;
-
-/// One process in /proc at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Stat {
-    name: String,
-    parent: i32,
-    group: i32,
-    ticks: u64,
-    /// With the pid, what makes a process itself: pids come again.
-    started: u64,
-}
 
 /// All processes at one moment.
 #[derive(Clone, Debug)]
@@ -80,13 +66,8 @@ impl std::fmt::Display for Owner {
 impl Table {
     /// Reads it now. Without a /proc it is empty.
     pub fn read() -> Table {
-        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let stat = |pid: i32| {
-            let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-            parse_stat(&String::from_utf8_lossy(&text)).map(|stat| (pid, stat))
-        };
-        Table { stats: pids.filter_map(stat).collect(), at: Instant::now() }
+        let stats = procfs::pids().filter_map(|pid| Some((pid, Stat::of(pid)?))).collect();
+        Table { stats, at: Instant::now() }
     }
 
     /// The pids of a group, and of everything that its processes started.
@@ -129,7 +110,7 @@ impl Table {
         let used = members.iter().filter_map(|pid| {
             let now = self.stats.get(pid)?;
             let earlier = before.stats.get(pid).filter(|earlier| earlier.started == now.started);
-            Some(now.ticks.saturating_sub(earlier.map_or(0, |earlier| earlier.ticks)))
+            Some(now.ticks().saturating_sub(earlier.map_or(0, Stat::ticks)))
         });
         let used = used.sum::<u64>() as f64 / TICKS_A_SECOND;
         (elapsed > 0.0).then(|| used / elapsed * 100.0)
@@ -150,10 +131,11 @@ impl Table {
             listen: Vec::new(),
         };
         for pid in &members {
-            let (rss, threads) = read_status(*pid);
-            info.rss_bytes += rss;
-            info.threads += threads;
-            for inode in open_files(*pid) {
+            let status = procfs::status(*pid);
+            let number = |name| procfs::status_number(&status, name).unwrap_or_default();
+            info.rss_bytes += number("VmRSS") * 1024;
+            info.threads += number("Threads");
+            for inode in procfs::open_files(*pid) {
                 info.fds += 1;
                 info.listen.extend(inode.and_then(|inode| listeners.0.get(&inode).copied()));
             }
@@ -165,51 +147,14 @@ impl Table {
     }
 }
 
-/// The fields of /proc/PID/stat that we need. The name may hold spaces and brackets: it ends at the last bracket.
-fn parse_stat(text: &str) -> Option<Stat> {
-    let (open, close) = (text.find('(')?, text.rfind(')')?);
-    let name = text.get(open + 1..close)?.to_owned();
-    let fields: Vec<&str> = text.get(close + 1..)?.split_whitespace().collect();
-    // Field 3 of proc(5), the state, is the first of these.
-    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-    let signed = |field: usize| fields.get(field - 3)?.parse::<i32>().ok();
-    Some(Stat {
-        name,
-        parent: signed(4)?,
-        group: signed(5)?,
-        ticks: number(14)?.saturating_add(number(15)?),
-        started: number(22)?,
-    })
-}
-
-/// Resident bytes and threads of a process; nothing of one that is gone.
-fn read_status(pid: i32) -> (u64, u64) {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let field = |name: &str| -> u64 {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_default()
-    };
-    (field("VmRSS") * 1024, field("Threads"))
-}
-
-/// The open descriptors of a process: for sockets their inodes.
-fn open_files(pid: i32) -> Vec<Option<u64>> {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    entries.map(|entry| socket_inode(&std::fs::read_link(entry.path()).ok()?)).collect()
-}
-
-fn socket_inode(target: &Path) -> Option<u64> {
-    target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-}
-
 /// All listening TCP sockets of our network, by inode.
 #[derive(Clone, Debug, Default)]
 pub struct Listeners(HashMap<u64, SocketAddr>);
 
 impl Listeners {
     pub fn read() -> Listeners {
-        let files = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
-        Listeners(files.iter().flat_map(|text| text.lines().skip(1)).filter_map(parse_socket).collect())
+        let sockets = procfs::tcp_sockets(procfs::own_pid()).into_iter().filter(|socket| socket.listening);
+        Listeners(sockets.map(|socket| (socket.inode, socket.local)).collect())
     }
 
     /// Who would be in the way of listening on `wanted`.
@@ -223,42 +168,9 @@ impl Listeners {
     }
 }
 
-/// One line of /proc/net/tcp: the inode and the address of a listening socket.
-fn parse_socket(line: &str) -> Option<(u64, SocketAddr)> {
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    if *fields.get(3)? != LISTENING {
-        return None;
-    }
-    let (address, port) = fields.get(1)?.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    Some((fields.get(9)?.parse().ok()?, SocketAddr::new(parse_address(address)?, port)))
-}
-
-/// Addresses are words of 32 bits, each printed as the machine holds it.
-fn parse_address(hex: &str) -> Option<IpAddr> {
-    if !hex.len().is_multiple_of(8) {
-        return None;
-    }
-    let words = hex.as_bytes().chunks(8).map(|digits| {
-        let word = u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-        Some(word.to_ne_bytes())
-    });
-    let bytes: Vec<u8> = words.collect::<Option<Vec<[u8; 4]>>>()?.concat();
-    match bytes.len() {
-        4 => Some(IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?))),
-        16 => {
-            let address = Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?);
-            Some(address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4))
-        }
-        _ => None,
-    }
-}
-
 /// The process that has this socket open, and its command.
 fn holder_of(inode: u64) -> Option<(i32, String)> {
-    let entries = std::fs::read_dir("/proc").ok()?.flatten();
-    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let pid = pids.find(|pid| open_files(*pid).contains(&Some(inode)))?;
+    let pid = procfs::pids().find(|pid| procfs::open_files(*pid).any(|open| open == Some(inode)))?;
     Some((pid, command_of(pid)))
 }
 
@@ -281,30 +193,6 @@ mod tests {
     use std::net::TcpListener;
     use std::os::unix::process::CommandExt;
     use std::process::Command;
-
-    #[test]
-    fn stat_lines_are_read_whatever_the_name() {
-        let line = "42 (a) b (c) S 7 40 40 0 -1 4194304 1 2 3 4 50 60 7 8 20 0 3 0 12345 1000 200 1 2 3";
-        let stat = parse_stat(line).unwrap();
-        assert_eq!((stat.name.as_str(), stat.parent, stat.group), ("a) b (c", 7, 40));
-        assert_eq!((stat.ticks, stat.started), (110, 12345));
-        for garbage in ["", "42", "42 (a", "42 )a(", "42 (a) S", "42 (a) S x y z"] {
-            assert_eq!(parse_stat(garbage), None, "{garbage:?}");
-        }
-    }
-
-    #[test]
-    fn addresses_are_read_as_the_kernel_prints_them() {
-        let line =
-            "   0: 0100007F:0CEA 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 4711 1 0";
-        assert_eq!(parse_socket(line), Some((4711, "127.0.0.1:3306".parse().unwrap())));
-        assert_eq!(parse_socket(&line.replace(" 0A ", " 01 ")), None);
-        assert_eq!(parse_address("00000000000000000000000001000000"), Some("::1".parse().unwrap()));
-        assert_eq!(parse_address("0000000000000000FFFF00000100007F"), Some("127.0.0.1".parse().unwrap()));
-        for garbage in ["", "01", "0100007", "zz00007F", "é100007F"] {
-            assert_eq!(parse_address(garbage), None, "{garbage:?}");
-        }
-    }
 
     #[test]
     fn a_port_has_an_owner_with_a_pid_and_a_command() {

@@ -145,16 +145,13 @@ struct Pragma {
     pairs: Vec<(String, Option<String>)>,
 }
 
-/// The lines of a Procfile's text that are pragmas, with their numbers from 1.
+/// The pragmas of a Procfile's text, with the numbers of their lines.
+#[cfg(test)]
 pub fn pragma_lines(text: &str) -> Vec<(usize, String)> {
-    let numbered = text.split('\n').enumerate().map(|(at, line)| (at + 1, line.trim()));
-    let pragmas = numbered.filter(|(_, line)| is_pragma(line));
-    pragmas.map(|(number, line)| (number, line.to_owned())).collect()
-}
-
-/// Whether a line is one: a comment whose first word begins with `@`.
-pub fn is_pragma(line: &str) -> bool {
-    line.trim_start().strip_prefix('#').is_some_and(|rest| rest.trim_start().starts_with('@'))
+    let mut file = crate::supervisor::procfile::Procfile::default();
+    // A text without any process is an error, but read all the same.
+    let _ = file.add("Procfile", text);
+    file.pragmas.into_iter().map(|pragma| (pragma.at.number, pragma.text)).collect()
 }
 
 /// The settings of these processes by name, from the pragma lines of one file. A line for a process that is not there is an

@@ -6,10 +6,12 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::io::Write as _;
+use std::io::Write;
 use std::process::ExitCode;
 
+use crate::supervisor::PORT_STEP;
+use crate::supervisor::columns;
+use crate::supervisor::columns::Cell;
 use crate::supervisor::environment;
 use crate::supervisor::procfile;
 use crate::supervisor::procfile::Entry;
@@ -19,8 +21,6 @@ use crate::supervisor::procfile::Procfile;
 use crate::supervisor::procfile::Warning;
 use crate::supervisor::targets::glob;
 
-/// Ports of neighbouring entries differ by this.
-const PORT_STEP: u64 = 100;
 /// Instances of one entry: their ports must not reach those of the next one.
 const INSTANCES_MAX: u64 = PORT_STEP;
 /// In front of the names of variables by which processes find each other's ports.
@@ -227,14 +227,12 @@ pub fn check(args: &CheckArgs) -> ExitCode {
 
 /// NAME, PORT, COMMAND, aligned.
 pub fn table(processes: &[Planned]) -> String {
-    let name_width = processes.iter().map(|process| process.name.chars().count()).max().unwrap_or(0).max(4);
-    let mut text = format!("{:name_width$}  {:>5}  COMMAND\n", "NAME", "PORT");
-    for process in processes {
+    let row = |process: &Planned| {
         let port = process.port.map_or_else(|| "-".to_owned(), |port| port.to_string());
-        // Writing to a text cannot fail.
-        let _ = writeln!(text, "{:name_width$}  {port:>5}  {}", process.name, process.command);
-    }
-    text
+        vec![process.name.as_str().into(), port.into(), process.command.as_str().into()]
+    };
+    let head = ["NAME", "PORT", "COMMAND"].map(Cell::from).to_vec();
+    columns::aligned(&std::iter::once(head).chain(processes.iter().map(row)).collect::<Vec<_>>())
 }
 
 #[cfg(test)]
@@ -305,7 +303,7 @@ mod tests {
         let stack = stack("-b 65500", &[]).unwrap();
         assert_eq!(
             table(&stack.processes),
-            "NAME     PORT  COMMAND\nweb     65500  x\nworker  65600  y\ndb      65700  z\n"
+            "NAME    PORT   COMMAND\nweb     65500  x\nworker  65600  y\ndb      65700  z\n"
         );
         assert_eq!(stack.warnings[0], "P:2: PORT of worker is above 65535");
     }

@@ -12,6 +12,8 @@ use prometheus::core::Collector;
 use prometheus::core::Desc;
 use prometheus::proto;
 
+use crate::common::procfs::Stat;
+
 /// Name, kind and help of each family, in the order of `Reading::values`.
 const FAMILIES: [(&str, bool, &str); 11] = [
     ("process_cpu_seconds_total", true, "Total user and system CPU time spent in seconds."),
@@ -53,19 +55,19 @@ impl ProcessCollector {
     }
 
     fn values(&self) -> [Option<f64>; FAMILIES.len()] {
-        let stat = fs::read_to_string("/proc/self/stat").ok().and_then(|text| Stat::parse(&text));
+        let stat = Stat::of_ourselves();
         let open = open_fds().ok();
         let limit = getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft as f64);
         let address_space = getrlimit(Resource::RLIMIT_AS).ok().map(|(soft, _)| soft as f64);
         let (received, sent) = network_bytes().map_or((None, None), |(received, sent)| (Some(received), Some(sent)));
-        let start = stat.as_ref().and_then(|stat| Some(boot_seconds()? + stat.start_ticks / self.ticks_per_second));
+        let start = stat.as_ref().and_then(|stat| Some(boot_seconds()? + stat.started as f64 / self.ticks_per_second));
         [
-            stat.as_ref().map(|stat| stat.cpu_ticks / self.ticks_per_second),
+            stat.as_ref().map(|stat| stat.ticks() as f64 / self.ticks_per_second),
             open,
             limit,
-            stat.as_ref().map(|stat| stat.virtual_bytes),
+            stat.as_ref().map(|stat| stat.virtual_bytes as f64),
             address_space,
-            stat.as_ref().map(|stat| stat.resident_pages * self.page_bytes),
+            stat.as_ref().map(|stat| stat.resident_pages as f64 * self.page_bytes),
             start,
             received,
             sent,
@@ -115,28 +117,6 @@ fn family(name: &str, is_counter: bool, help: &str, value: f64) -> proto::Metric
     family
 }
 
-/// The fields of /proc/self/stat that count here (proc(5)).
-struct Stat {
-    cpu_ticks: f64,
-    start_ticks: f64,
-    virtual_bytes: f64,
-    resident_pages: f64,
-}
-
-impl Stat {
-    /// The name in parentheses may hold anything, so fields are counted from its last parenthesis: that is field 2.
-    fn parse(text: &str) -> Option<Stat> {
-        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-        let field = |number: usize| fields.get(number - 3)?.parse::<f64>().ok();
-        Some(Stat {
-            cpu_ticks: field(14)? + field(15)?,
-            start_ticks: field(22)?,
-            virtual_bytes: field(23)?,
-            resident_pages: field(24)?,
-        })
-    }
-}
-
 /// Open descriptors, without the one that this reading opens.
 fn open_fds() -> Result<f64, io::Error> {
     Ok(fs::read_dir("/proc/self/fd")?.count().saturating_sub(1) as f64)
@@ -167,20 +147,6 @@ pub fn fd_limit() -> u64 {
 /// Resident and virtual bytes.
 pub fn memory_bytes() -> (u64, u64) {
     let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096) as u64;
-    let stat = fs::read_to_string("/proc/self/stat").ok().and_then(|text| Stat::parse(&text));
-    stat.map_or((0, 0), |stat| (stat.resident_pages as u64 * page, stat.virtual_bytes as u64))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stat_is_read_behind_a_name_with_parentheses() {
-        let text = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 11 22 0 0 20 0 3 0 555 4096000 250 18446744073709551615";
-        let stat = Stat::parse(text).expect("parses");
-        assert_eq!((stat.cpu_ticks, stat.start_ticks), (33.0, 555.0));
-        assert_eq!((stat.virtual_bytes, stat.resident_pages), (4_096_000.0, 250.0));
-        assert!(Stat::parse("7 (x").is_none());
-    }
+    let stat = Stat::of_ourselves();
+    stat.map_or((0, 0), |stat| (stat.resident_pages * page, stat.virtual_bytes))
 }

@@ -566,19 +566,24 @@ impl Member {
         rest.await.unwrap_or_else(|error| Err(Failure::Refused(format!("cannot stop: {error}"))))
     }
 
-    /// A leader of several voters hands over to the one it has heard longest, so that nobody waits for an election.
+    /// A leader of several voters hands over to the one it has heard longest, so that nobody waits for an election. Where
+    /// all members stop at once the heir may go before it is one; then it is the next one's turn, until nobody is heard.
     async fn hand_over(&self) {
-        let status = self.desk.raft_now().status;
-        if status.leader != Some(self.local) {
-            return;
-        }
-        let others = self.published.cluster.voters().into_iter().filter(|voter| *voter != self.local);
-        let heard = others.filter_map(|voter| Some((self.peers.active_since(voter)?, voter)));
-        let Some((_, heir)) = heard.min() else { return };
-        tracing::info!(to = %heir, "handing leadership over before stopping");
-        self.raft.transfer_leader(heir);
+        let voters = self.published.cluster.voters();
+        let heir_now = || {
+            let others = voters.iter().filter(|voter| **voter != self.local);
+            others.filter_map(|voter| Some((self.peers.active_since(*voter)?, *voter))).min()
+        };
+        let mut asked = None;
         let deadline = Instant::now() + HANDOVER_MAX;
         while self.desk.raft_now().status.leader == Some(self.local) && Instant::now() < deadline {
+            // One that was lost and came again is asked again: it may have started anew.
+            if asked.is_none_or(|(since, voter)| self.peers.active_since(voter) != Some(since)) {
+                let Some((since, heir)) = heir_now() else { return };
+                tracing::info!(to = %heir, "handing leadership over before stopping");
+                self.raft.transfer_leader(heir);
+                asked = Some((since, heir));
+            }
             tokio::time::sleep(HANDOVER_POLL).await;
         }
     }

@@ -30,7 +30,7 @@ use super::UpArgs;
 use super::act;
 use super::block_on;
 use super::launch;
-use super::launch::LogFile;
+use super::launch::BackgroundLog;
 use super::launch::Plan;
 use super::launch::Sink;
 use super::tell;
@@ -153,11 +153,11 @@ pub fn child(project: &Project, args: UpArgs) -> Result<ExitCode, Failure> {
     done.map(ExitCode::from)
 }
 
-fn prepare(project: &Project, args: UpArgs) -> Result<(Plan, Held, LogFile), Failure> {
+fn prepare(project: &Project, args: UpArgs) -> Result<(Plan, Held, BackgroundLog), Failure> {
     let held = project.hold(true)?;
     let plan = Plan::of(&args)?;
     let failed = |error: std::io::Error| Failure::new(format!("{}: {}", held.log().display(), os_reason(&error)));
-    let log = LogFile::create(&held.log()).map_err(failed)?;
+    let log = BackgroundLog::create(&held.log()).map_err(failed)?;
     let null = File::open("/dev/null").map_err(failed)?;
     // From here on the terminal that we were started from may go.
     nix::unistd::dup2_stdin(&null).map_err(|error| failed(error.into()))?;

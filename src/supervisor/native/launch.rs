@@ -13,6 +13,7 @@ use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant;
 
 use tokio::net::TcpListener;
@@ -45,6 +46,9 @@ use crate::supervisor::members::Member;
 use crate::supervisor::output::Output;
 use crate::supervisor::output::args::OutputArgs;
 use crate::supervisor::output::args::Surroundings;
+use crate::supervisor::output::log_file::Gap;
+use crate::supervisor::output::log_file::LogFile;
+use crate::supervisor::output::log_file::Rotation;
 use crate::supervisor::output::painter::Stamp;
 use crate::supervisor::process::Process;
 use crate::supervisor::procinfo::Listeners;
@@ -62,6 +66,8 @@ use crate::supervisor::supervise::Supervisor;
 
 /// A detached supervisor's own output begins anew beyond this; one former file is kept.
 const LOG_BYTES_MAX: u64 = 16 << 20;
+/// How often a full disk is tried again.
+const LOG_RETRY: Duration = Duration::from_secs(1);
 
 /// Everything that is decided before anything is done.
 #[derive(Debug)]
@@ -80,7 +86,7 @@ pub struct Plan {
 pub enum Sink {
     Screen,
     /// Of a supervisor in the background.
-    File(LogFile),
+    File(BackgroundLog),
 }
 
 /// Told once, when processes are started and the socket answers.
@@ -228,9 +234,7 @@ async fn supervise(plan: Plan, held: &Held, sink: Sink, ready: Option<Ready>) ->
     };
     let Plan { stack, mut settings, rules, journal, output, rpc } = plan;
     let listener = match &rpc {
-        Some(flags) => crate::supervisor::listen(flags, &[], Manner::Native)
-            .await
-            .map_err(|(text, code)| Failure { text, code })?,
+        Some(flags) => crate::supervisor::listen(flags, &[]).await.map_err(|(text, code)| Failure { text, code })?,
         None => None,
     };
     let socket = UnixListener::from_std(held.listen()?).map_err(failed("cannot listen on the socket"))?;
@@ -330,37 +334,30 @@ fn slot(process: Planned, settings: Settings, environment: Vec<(String, String)>
 
 /// The file that a supervisor in the background writes to, bounded.
 #[derive(Debug)]
-pub struct LogFile {
-    path: PathBuf,
-    file: File,
-    written: u64,
-}
+pub struct BackgroundLog(LogFile);
 
-impl LogFile {
+impl BackgroundLog {
     /// Begins anew; what a former supervisor has written goes.
-    pub fn create(path: &Path) -> io::Result<LogFile> {
-        Ok(LogFile { path: path.to_owned(), file: File::create(path)?, written: 0 })
+    pub fn create(path: &Path) -> io::Result<BackgroundLog> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let rotation = Rotation { size: Some(LOG_BYTES_MAX), age: None, keep: 1, gzip: false };
+        LogFile::open(path, Gap::Text, rotation).map(BackgroundLog)
     }
 
     pub fn file(&self) -> &File {
-        &self.file
+        self.0.file()
     }
 }
 
-impl Write for LogFile {
+impl Write for BackgroundLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.written > LOG_BYTES_MAX {
-            let former = self.path.with_extension("log.1");
-            // On a full disk the old file goes on: lines in it are as good.
-            if std::fs::rename(&self.path, former).is_ok() {
-                self.file = File::create(&self.path)?;
-                self.written = 0;
-            }
-        }
-        // Nobody reads along: what cannot be kept is lost, and the processes go on.
-        let count = self.file.write(bytes).unwrap_or(bytes.len());
-        self.written = self.written.saturating_add(count as u64);
-        Ok(count)
+        self.0.recover(LOG_RETRY);
+        // Nobody reads along: what cannot be kept is counted in the file, and the processes go on.
+        let _ = self.0.write(bytes);
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -373,15 +370,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_background_log_is_bounded() {
+    fn the_background_log_begins_anew_and_is_bounded() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("supervisor.log");
-        let mut log = LogFile::create(&path).unwrap();
-        let line = vec![b'x'; 1 << 20];
+        std::fs::write(&path, "yesterday\n").unwrap();
+        let mut log = BackgroundLog::create(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
+        let mut line = vec![b'x'; 1 << 20];
+        line.push(b'\n');
         for _ in 0..40 {
             log.write_all(&line).unwrap();
         }
         let size = |path: &Path| std::fs::metadata(path).unwrap().len();
-        assert!(size(&path) <= LOG_BYTES_MAX + (1 << 20) && size(&path.with_extension("log.1")) > LOG_BYTES_MAX);
+        let former = path.with_extension("log.1");
+        assert!(size(&path) <= LOG_BYTES_MAX && size(&former) <= LOG_BYTES_MAX);
+        assert_eq!((size(&path) + size(&former)) % line.len() as u64, 0, "whole lines");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }

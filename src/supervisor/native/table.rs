@@ -1,6 +1,5 @@
 //! `ps`: the processes as a table, one line, or JSON (supervisor.md 4.5).
 
-use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::io::Write;
 use std::process::ExitCode;
@@ -8,12 +7,13 @@ use std::time::Duration;
 
 use clap::Args;
 use nix::sys::signal::Signal;
-use unicode_width::UnicodeWidthStr;
 
 use super::EXIT_PARTIALLY;
 use super::EXIT_UNKNOWN;
 use super::Failure;
 use super::tell;
+use crate::supervisor::columns;
+use crate::supervisor::columns::Cell;
 use crate::supervisor::control::http_client::Caller;
 use crate::supervisor::control::messages::ProcessStatus;
 use crate::supervisor::control::messages::Status;
@@ -115,33 +115,21 @@ const STATE_COLUMN: usize = 1;
 /// Columns without frames, as wide as they must be; those of members only where there are members.
 pub fn table(processes: &[ProcessStatus]) -> String {
     let members = processes.iter().any(|process| process.is_member);
-    let mut rows: Vec<Vec<String>> = vec![HEADINGS.map(str::to_owned).to_vec()];
+    let mut head = HEADINGS.map(Cell::from).to_vec();
     if members {
-        rows[0].extend(MEMBER_HEADINGS.map(str::to_owned));
+        head.extend(MEMBER_HEADINGS.map(Cell::from));
     }
+    let mut rows = vec![head];
     for process in processes {
         let mut row = cells(process);
         if members {
             row.extend(member_cells(process));
         }
+        let mut row: Vec<Cell> = row.into_iter().map(Cell::from).collect();
+        row[STATE_COLUMN].colour = state_colour(process.view.state);
         rows.push(row);
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].width()).max().unwrap_or_default();
-    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
-    let mut text = String::new();
-    for (number, row) in rows.iter().enumerate() {
-        let mut line = String::new();
-        for (column, cell) in row.iter().enumerate() {
-            let gap = " ".repeat(widths[column] - cell.width());
-            let colour =
-                if number > 0 && column == STATE_COLUMN { state_colour(processes[number - 1].view.state) } else { "" };
-            let reset = if colour.is_empty() { "" } else { "\x1b[0m" };
-            // Writing to a text cannot fail.
-            let _ = write!(line, "{colour}{cell}{reset}{gap}  ");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
+    let mut text = columns::aligned(&rows);
     let notes = processes.iter().filter_map(|process| {
         let why = process.view.why.as_ref().or(process.member_error.as_ref())?;
         Some(format!("{}: {why}\n", process.view.name))

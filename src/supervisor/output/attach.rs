@@ -199,6 +199,8 @@ mod tests {
     use std::os::unix::process::CommandExt;
     use std::process::Child;
     use std::process::Command;
+    use tokio::io::DuplexStream;
+    use tokio::task::JoinHandle;
 
     #[test]
     fn keys_have_names() {
@@ -227,15 +229,28 @@ mod tests {
         (terminal, child)
     }
 
+    /// Somebody who sits at a terminal.
+    struct Talk {
+        serving: JoinHandle<io::Result<()>>,
+        talking: JoinHandle<io::Result<Ended>>,
+        send: mpsc::Sender<Vec<u8>>,
+        seen: DuplexStream,
+    }
+
+    fn talk(terminal: Terminal) -> Talk {
+        let (near, far) = tokio::io::duplex(1000);
+        let serving = tokio::spawn(serve(terminal, far));
+        let (send, typed) = mpsc::channel(9);
+        let (seen, screen) = tokio::io::duplex(1000);
+        let window = signal(SignalKind::window_change()).unwrap();
+        let talking = tokio::spawn(converse(near, typed, screen, 0x1d, window));
+        Talk { serving, talking, send, seen }
+    }
+
     #[tokio::test]
     async fn one_types_sees_and_leaves() {
         let (terminal, mut child) = shell("stty -echo; while read word; do echo got $word; done");
-        let (near, far) = tokio::io::duplex(1000);
-        let serving = tokio::spawn(serve(terminal.clone(), far));
-        let (send, typed) = mpsc::channel(9);
-        let (mut seen, screen) = tokio::io::duplex(1000);
-        let window = signal(SignalKind::window_change()).unwrap();
-        let talking = tokio::spawn(converse(near, typed, screen, 0x1d, window));
+        let Talk { serving, talking, send, mut seen } = talk(terminal);
         let mut text = String::new();
         while !text.contains("got hello\r\n") {
             // The shell may not have been there at the first time, to be seen by us.
@@ -244,7 +259,7 @@ mod tests {
             let count = seen.read(&mut buffer).await.unwrap();
             text.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
         }
-        // The answers to the other greetings: nobody hears the key while they wait for a screen.
+        // Each line that was typed before the shell was there is answered, too.
         tokio::spawn(async move { tokio::io::copy(&mut seen, &mut tokio::io::sink()).await });
         send.send(b"unsent\x1drest".to_vec()).await.unwrap();
         assert_eq!(talking.await.unwrap().unwrap(), Ended::Detached);
@@ -259,12 +274,7 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_the_process_is_the_end() {
         let (terminal, mut child) = shell("read word; echo bye");
-        let (near, far) = tokio::io::duplex(1000);
-        let serving = tokio::spawn(serve(terminal.clone(), far));
-        let (send, typed) = mpsc::channel(9);
-        let (mut seen, screen) = tokio::io::duplex(1000);
-        let window = signal(SignalKind::window_change()).unwrap();
-        let talking = tokio::spawn(converse(near, typed, screen, 0x1d, window));
+        let Talk { serving, talking, send, mut seen } = talk(terminal);
         send.send(b"x\n".to_vec()).await.unwrap();
         assert_eq!(talking.await.unwrap().unwrap(), Ended::Process);
         serving.await.unwrap().unwrap();

@@ -123,6 +123,11 @@ impl LogFile {
         &self.path
     }
 
+    /// What is being written: another one after each rotation.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     pub fn take_lost(&mut self) -> Lost {
         std::mem::take(&mut self.lost)
     }

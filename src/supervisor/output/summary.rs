@@ -8,6 +8,10 @@ use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::common::procfs;
+use crate::supervisor::columns;
+use crate::supervisor::columns::Cell;
+
 /// Members of a process tree that are looked at. A fork bomb must not keep us busy.
 const TREE_MAX: usize = 256;
 
@@ -52,7 +56,7 @@ impl History {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn row(&self, name: &str) -> [String; 5] {
+    fn row(&self, name: &str) -> Vec<Cell> {
         let facts = self.lock().clone();
         let up = facts.up + facts.since.map_or(Duration::ZERO, |since| since.elapsed());
         let memory = match facts.peak_bytes {
@@ -65,32 +69,15 @@ impl History {
             (None, _) => "-".to_owned(),
         };
         let restarts = facts.starts.saturating_sub(1).to_string();
-        [name.to_owned(), span(up), restarts, memory, exit]
+        [name.to_owned(), span(up), restarts, memory, exit].map(Cell::from).into()
     }
 }
 
 /// A table of all of them.
 pub fn table<'a>(histories: impl IntoIterator<Item = (&'a str, &'a History)>) -> String {
-    let head = ["PROCESS", "UPTIME", "RESTARTS", "MAX RSS", "LAST EXIT"].map(str::to_owned);
-    let rows: Vec<_> =
-        std::iter::once(head).chain(histories.into_iter().map(|(name, history)| history.row(name))).collect();
-    let width = |column: usize| {
-        let widths = rows.iter().map(|row| unicode_width::UnicodeWidthStr::width(row[column].as_str()));
-        widths.max().unwrap_or_default()
-    };
-    let widths: Vec<usize> = (0..5).map(width).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            let shown = unicode_width::UnicodeWidthStr::width(cell.as_str());
-            line.push_str(cell);
-            line.push_str(&" ".repeat(width - shown + 2));
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
+    let head = ["PROCESS", "UPTIME", "RESTARTS", "MAX RSS", "LAST EXIT"].map(Cell::from).into();
+    let rows = histories.into_iter().map(|(name, history)| history.row(name));
+    columns::aligned(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
 /// `0.4s`, `3m12s`, `2h05m`.
@@ -107,8 +94,7 @@ fn span(time: Duration) -> String {
 fn tree(leader: i32) -> BTreeSet<i32> {
     let (mut found, mut open) = (BTreeSet::from([leader]), vec![leader]);
     while let Some(pid) = open.pop() {
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        for child in children.split_whitespace().filter_map(|word| word.parse().ok()) {
+        for child in procfs::children(pid) {
             if found.len() < TREE_MAX && found.insert(child) {
                 open.push(child);
             }
@@ -119,10 +105,7 @@ fn tree(leader: i32) -> BTreeSet<i32> {
 
 /// Most bytes that a process had in memory; none once it has ended.
 fn peak(pid: i32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib << 10)
+    procfs::status_number(&procfs::status(pid), "VmHWM").map(|kib| kib << 10)
 }
 
 #[cfg(test)]
