@@ -208,14 +208,11 @@ fn a_background_supervisor_has_a_session_of_its_own_and_leaves_its_last_words() 
     assert_eq!(session, pid);
     let log = stack.home().join("supervisor.log");
     stack.write("go", "");
-    until("the end", || match stack.run("ps").0 {
-        Some(5) => Ok(()),
-        other => Err(format!("{other:?}")),
-    });
-    until("its last words", || match std::fs::read_to_string(&log) {
-        Ok(text) if text.contains("| last words") && text.contains("a ended: exit status 3") => Ok(()),
-        other => Err(format!("{other:?}")),
-    });
+    // What it removes is removed before its lock.
+    until("the end", || if log.with_file_name("lock").exists() { Err("locked".to_owned()) } else { Ok(()) });
+    let text = std::fs::read_to_string(&log).expect("its last words");
+    assert!(text.contains("| last words") && text.contains("a ended: exit status 3"), "{text}");
+    stack.check("ps", 5);
     // The next one begins anew, and leaves nothing when it is asked to end.
     stack.write("Procfile", "b: exec sleep 1000\n");
     stack.check("up -d", 0);
