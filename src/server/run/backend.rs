@@ -191,9 +191,7 @@ impl Backend for MemberBackend {
     }
 
     fn sizes(&self) -> StoreSizes {
-        // Both are what apply counts: freed space is never held back (DESIGN.md 4).
-        let used = i64::try_from(self.published.space.used_bytes()).unwrap_or(i64::MAX);
-        StoreSizes { allocated: used, in_use: used }
+        StoreSizes::of_used(self.published.space.used_bytes())
     }
 
     fn alarms(&self) -> Vec<AlarmMember> {

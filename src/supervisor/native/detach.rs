@@ -91,11 +91,11 @@ pub fn parent(
             Ok(ExitCode::SUCCESS)
         }
         Err(_) => {
-            let ended = child.wait().map(|status| status.to_string()).unwrap_or_default();
+            let _ = child.wait();
             let log = project.log().and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
             let last = &lines[lines.len().saturating_sub(LINES_SHOWN)..];
-            Err(Failure::new(format!("the supervisor ended at once ({ended})\n{}", last.join("\n")).trim_end()))
+            Err(Failure::new(format!("the supervisor ended at once\n{}", last.join("\n")).trim_end()))
         }
     }
 }
@@ -126,8 +126,11 @@ fn wait(caller: &Caller, timeout: Duration, keep: bool) -> Result<(), Failure> {
 
 /// The child's whole life.
 pub fn child(project: &Project, args: UpArgs) -> Result<ExitCode, Failure> {
-    // Fails only for the leader of a group, which a child that was just started is not.
-    let _ = nix::unistd::setsid();
+    // A session of its own, in a fork: what only the command line needed, of the program and of memory, stays behind with
+    // the process that read it. No thread but the allocator's runs yet, and that one knows of forks.
+    if let Err(error) = nix::unistd::daemon(true, true) {
+        return Err(Failure::new(format!("cannot go to the background: {}", os_reason(&error.into()))));
+    }
     let mut pipe = match std::io::stdout().as_fd().try_clone_to_owned() {
         Ok(pipe) => File::from(pipe),
         Err(error) => return Err(Failure::new(os_reason(&error))),
