@@ -49,6 +49,7 @@ mod supervisor_control;
 mod supervisor_engine;
 mod supervisor_output;
 mod supervisor_signals;
+mod supervisor_top;
 mod support;
 mod takeover;
 mod tidy;

@@ -16,6 +16,7 @@ mod launch;
 mod logs;
 mod preflight;
 mod table;
+mod top;
 mod waiting;
 
 use std::ffi::OsString;
@@ -55,7 +56,8 @@ Exit codes:
   5  no supervisor runs here
   6  the time of --timeout is over
   `up` in the foreground ends with the code of the process that ended it by --exit-on, with 128 and the number of the
-  signal that it was ended by (130, 143), with 1 if a process has failed, or with 0.
+  signal that it was ended by (130, 143), with 1 if a process has failed, or with 0. `top` ends with 0 by its key, with 128
+  and the number of a signal, and with 5 when the supervisor ends.
 
 Processes are named by their names, by patterns (etcd*, web.[1-3]), by `all`, or, members of a cluster, by their roles:
 leader, followers, learners, minority (as many voters as may be lost, followers first), majority (as few as are too many,
@@ -152,6 +154,8 @@ enum Task {
     /// Show the processes: state, pids, uptime, use of the machine, ports; of cluster members role, term, index and size
     #[command(visible_alias = "status")]
     Ps(table::PsArgs),
+    /// Watch the processes and the log of one of them on the whole terminal; keys pause, kill, restart, cut off; ? shows all
+    Top,
     /// Show what processes have printed
     Logs(logs::LogsArgs),
     /// Show the journal: every start, end, request and fault, one JSON object a line
@@ -321,6 +325,7 @@ async fn ask(place: &Place, task: Task) -> Result<ExitCode, Failure> {
     match task {
         Task::Down(args) => act::down(&caller, args.force).await,
         Task::Ps(args) => table::ps(&caller, &args).await,
+        Task::Top => top::top(&caller).await,
         Task::Logs(args) => logs::logs(&caller, &args).await,
         Task::Events(args) => logs::events(&caller, &args).await,
         Task::Stop(args) => act::stop(&caller, args).await,
@@ -449,11 +454,14 @@ mod tests {
             "exec web -- env -x",
             "wait --for exit web",
             "ps --watch --procfile P",
+            "top --procfile P",
             "status",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }
-        for line in ["", "bogus", "stop", "up --timeout soon", "up --exit-on sometimes", "kill web -s NOSUCH"] {
+        for line in
+            ["", "bogus", "stop", "top web", "up --timeout soon", "up --exit-on sometimes", "kill web -s NOSUCH"]
+        {
             assert!(parse(line).is_err(), "{line}");
         }
     }

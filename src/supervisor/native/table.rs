@@ -19,6 +19,7 @@ use crate::supervisor::control::messages::ProcessStatus;
 use crate::supervisor::control::messages::Status;
 use crate::supervisor::control::vocabulary::LastExit;
 use crate::supervisor::control::vocabulary::StateName;
+use crate::supervisor::procinfo::GroupInfo;
 use crate::supervisor::targets::glob;
 
 /// Between two looks of `--watch`.
@@ -141,7 +142,7 @@ pub fn table(processes: &[ProcessStatus]) -> String {
 fn cells(process: &ProcessStatus) -> Vec<String> {
     let (view, usage) = (&process.view, process.usage.as_ref());
     let none = || "-".to_owned();
-    let pid = usage.map(|usage| format!("{}{}", usage.pid, if usage.behind_shell { "*" } else { "" }));
+    let pid = usage.map(pid);
     let listen = usage.map(|usage| usage.listen.iter().map(listening).collect::<Vec<_>>().join(","));
     vec![
         view.name.clone(),
@@ -179,7 +180,12 @@ fn member_cells(process: &ProcessStatus) -> Vec<String> {
     }
 }
 
-fn state(process: &ProcessStatus) -> String {
+/// Of the program itself; a star tells of a shell in between.
+pub fn pid(usage: &GroupInfo) -> String {
+    format!("{}{}", usage.pid, if usage.behind_shell { "*" } else { "" })
+}
+
+pub fn state(process: &ProcessStatus) -> String {
     let view = &process.view;
     let word = state_word(view.state);
     match view.state {
@@ -192,7 +198,7 @@ fn state(process: &ProcessStatus) -> String {
     }
 }
 
-pub fn state_word(state: StateName) -> String {
+fn state_word(state: StateName) -> String {
     match serde_json::to_value(state) {
         Ok(serde_json::Value::String(word)) => word,
         _ => format!("{state:?}"),
@@ -275,43 +281,42 @@ pub fn sample(name: &str, state: StateName) -> ProcessStatus {
     ProcessStatus { view, is_member: false, usage: None, member: None, member_error: None }
 }
 
+/// A leader, for tests.
+#[cfg(test)]
+pub fn sample_member(name: &str) -> ProcessStatus {
+    let mut member = sample(name, StateName::Ready);
+    member.is_member = true;
+    member.view.uptime_ms = Some(252_000);
+    member.view.port = Some(5000);
+    member.view.group = Some(41);
+    member.usage = Some(GroupInfo {
+        pid: 42,
+        behind_shell: true,
+        pids: 2,
+        cpu_percent: Some(1.25),
+        rss_bytes: 30 << 20,
+        threads: 9,
+        fds: 12,
+        listen: vec![([127, 0, 0, 1], 2379).into(), ([0, 0, 0, 0], 2380).into()],
+    });
+    member.member = Some(crate::supervisor::members::MemberStatus {
+        role: crate::supervisor::targets::Role::Leader,
+        member_id: 0xabc,
+        leader_id: 0xabc,
+        term: 2,
+        index: 9,
+        applied_index: 9,
+        db_bytes: 20_480,
+        version: "3.6.0".to_owned(),
+        errors: Vec::new(),
+    });
+    member
+}
+
 #[cfg(test)]
 mod tests {
     use super::sample as process;
     use super::*;
-    use crate::supervisor::members::MemberStatus;
-    use crate::supervisor::procinfo::GroupInfo;
-    use crate::supervisor::targets::Role;
-
-    fn member() -> ProcessStatus {
-        let mut member = process("etcd1", StateName::Ready);
-        member.is_member = true;
-        member.view.uptime_ms = Some(252_000);
-        member.view.port = Some(5000);
-        member.view.group = Some(41);
-        member.usage = Some(GroupInfo {
-            pid: 42,
-            behind_shell: true,
-            pids: 2,
-            cpu_percent: Some(1.25),
-            rss_bytes: 30 << 20,
-            threads: 9,
-            fds: 12,
-            listen: vec!["127.0.0.1:2379".parse().unwrap(), "0.0.0.0:2380".parse().unwrap()],
-        });
-        member.member = Some(MemberStatus {
-            role: Role::Leader,
-            member_id: 0xabc,
-            leader_id: 0xabc,
-            term: 2,
-            index: 9,
-            applied_index: 9,
-            db_bytes: 20_480,
-            version: "3.6.0".to_owned(),
-            errors: Vec::new(),
-        });
-        member
-    }
 
     fn plain(text: &str) -> String {
         crate::supervisor::output::escapes::strip(text)
@@ -322,7 +327,7 @@ mod tests {
         let mut web = process("网站", StateName::Failed);
         web.view.why = Some("fork/exec: no".to_owned());
         web.view.last_exit = Some(LastExit { code: Some(3), signal: None, asked: false, by: None, ago_ms: 12_000 });
-        let text = plain(&table(&[member(), web]));
+        let text = plain(&table(&[sample_member("etcd1"), web]));
         let expected = "\
 NAME   STATE   PID  PIDS  UPTIME  RESTARTS  LAST EXIT  CPU   RSS    PORT  LISTEN              ROLE    MEMBER ID  TERM  INDEX  DB SIZE
 etcd1  ready   42*  2     4m12s   0         -          1.2%  30MiB  5000  :2379,0.0.0.0:2380  leader  abc        2     9      20KiB
@@ -336,7 +341,10 @@ etcd1  ready   42*  2     4m12s   0         -          1.2%  30MiB  5000  :2379,
 
     #[test]
     fn one_line_says_the_states_and_roles() {
-        assert_eq!(short(&[member(), process("web", StateName::Backoff)]), "etcd1:ready(leader) web:backoff\n");
+        assert_eq!(
+            short(&[sample_member("etcd1"), process("web", StateName::Backoff)]),
+            "etcd1:ready(leader) web:backoff\n"
+        );
     }
 
     #[test]
