@@ -27,6 +27,7 @@ use crate::faults::network::Network;
 use crate::faults::owner;
 use crate::supervisor::control::vocabulary::Handle;
 use crate::supervisor::procfile::Pragma;
+use crate::supervisor::procinfo::Listeners;
 
 /// The setting of a process by which it has a relay.
 const SETTING: &str = "relay=";
@@ -372,7 +373,10 @@ impl Links {
     pub async fn start(relays: &[Relay], handle: Handle) -> Result<Links, String> {
         let names: Vec<String> = relays.iter().map(|relay| relay.name.clone()).collect();
         if let Some(relay) = relays.iter().find(|relay| !crate::faults::ports::is_free(relay.listen)) {
-            return Err(format!("the relay of {} cannot listen on 127.0.0.1:{}: in use", relay.name, relay.listen));
+            let wanted = SocketAddr::from(([127, 0, 0, 1], relay.listen));
+            let owner = Listeners::read().owner(wanted).map(|owner| owner.to_string());
+            let owner = owner.unwrap_or_else(|| format!("{wanted} is in use"));
+            return Err(format!("the relay of {} cannot listen: {owner}", relay.name));
         }
         let ports: Vec<(u16, u16)> = relays.iter().map(|relay| (relay.listen, relay.target)).collect();
         let diallers = diallers(names.clone(), handle);

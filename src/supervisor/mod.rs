@@ -69,6 +69,7 @@ use crate::supervisor::output::painter::Stamp;
 use crate::supervisor::output::painter::Style;
 use crate::supervisor::process::Process;
 use crate::supervisor::procfile::Entry;
+use crate::supervisor::procinfo::Listeners;
 use crate::supervisor::settings::Settings;
 use crate::supervisor::supervise::Ended;
 use crate::supervisor::supervise::ExitOn;
@@ -319,8 +320,12 @@ async fn listen(flags: &Flags, extra: &[(String, String)]) -> Result<Option<TcpL
     let host = if host.is_empty() { "0.0.0.0".to_owned() } else { host };
     let address = format!("{host}:{}", flags.port);
     TcpListener::bind(&address).await.map(Some).map_err(|error| {
-        let reason = crate::common::os_reason::os_reason(&error);
-        (format!("cannot listen for control on {address}: {reason} (another supervisor? -p chooses a port)"), 1)
+        let owner = address.parse().ok().and_then(|wanted| Listeners::read().owner(wanted));
+        let reason = match owner.filter(|_| error.kind() == std::io::ErrorKind::AddrInUse) {
+            Some(owner) => format!("cannot listen for control: {owner}; -p chooses another port"),
+            None => format!("cannot listen for control on {address}: {}", crate::common::os_reason::os_reason(&error)),
+        };
+        (reason, 1)
     })
 }
 

@@ -62,7 +62,7 @@ impl Stack {
     }
 
     /// The same, off this thread: a test's other work goes on.
-    fn start(&self, line: &str) -> Running {
+    pub fn start(&self, line: &str) -> Running {
         let words: Vec<&str> = line.split_whitespace().collect();
         let log = std::fs::File::create(self.dir.path().join("foreground.log")).expect("a file");
         let mut command = self.command(&words);
@@ -102,12 +102,12 @@ impl Stack {
     }
 
     /// The only project directory under the runtime directory.
-    fn home(&self) -> PathBuf {
+    pub fn home(&self) -> PathBuf {
         let entries = std::fs::read_dir(self.runtime.path().join("quorate")).expect("a directory");
         entries.flatten().map(|entry| entry.path()).next().expect("a project")
     }
 
-    fn homes(&self) -> usize {
+    pub fn homes(&self) -> usize {
         std::fs::read_dir(self.runtime.path().join("quorate")).map_or(0, Iterator::count)
     }
 }
@@ -119,15 +119,15 @@ impl Drop for Stack {
     }
 }
 
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Running {
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.0.id()).expect("pids fit"));
         nix::sys::signal::kill(pid, signal).expect("it is there");
     }
 
-    fn wait(&mut self) -> Option<i32> {
+    pub fn wait(&mut self) -> Option<i32> {
         self.0.wait().expect("it ends").code()
     }
 }
@@ -252,6 +252,8 @@ fn logs_and_events_are_told_to_whoever_asks() {
     told("logs a -n 2 --time off", &["a      | two", "a      | three"]);
     told("logs --grep elect --time off", &["b      | elected leader"]);
     told("logs a --grep t.* -n 1 --time off", &["a      | three"]);
+    // The last of those that match, not those of the last that match.
+    told("logs a --grep o -n 1 --time off", &["a      | two"]);
     let json: Value = serde_json::from_str(&lines("logs a --json -n 1")[0]).expect("JSON");
     assert_eq!((json["name"].as_str(), json["text"].as_str()), (Some("a"), Some("three")));
     stack.check("logs nosuch", 4);

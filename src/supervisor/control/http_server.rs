@@ -479,7 +479,7 @@ impl Control {
     }
 
     fn campaign(&self, begun: Option<Body>) -> Result<Response<Body>, Refused> {
-        let busy = || Refused(StatusCode::CONFLICT, "chaos or a rolling restart is under way".to_owned());
+        let busy = || Refused(StatusCode::LOCKED, "chaos or a rolling restart is under way".to_owned());
         lines(begun.ok_or_else(busy)?)
     }
 

@@ -183,8 +183,17 @@ pub async fn links(caller: &Caller, command: &LinkCommand) -> Result<ExitCode, F
     Ok(ExitCode::SUCCESS)
 }
 
-/// Ends everything, and returns when the supervisor itself is gone, so that the next one can start.
+/// Ends everything, and says so.
 pub async fn down(caller: &Caller, force: bool) -> Result<ExitCode, Failure> {
+    let (up, pid) = end(caller, force).await?;
+    let count = if up == 1 { "1 process".to_owned() } else { format!("{up} processes") };
+    anstream::println!("{count} stopped; the supervisor with pid {pid} has ended");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ends everything, and returns when the supervisor itself is gone, so that the next one can start: how many processes were
+/// up, and its pid.
+pub async fn end(caller: &Caller, force: bool) -> Result<(usize, u32), Failure> {
     let status: Status = caller.get("/v1/processes?quick=true").await?;
     let pid = status.supervisor.pid;
     let up = status.processes.iter().filter(|process| process.view.group.is_some()).count();
@@ -198,9 +207,7 @@ pub async fn down(caller: &Caller, force: bool) -> Result<ExitCode, Failure> {
         }
         tokio::time::sleep(GONE_POLL).await;
     }
-    let count = if up == 1 { "1 process".to_owned() } else { format!("{up} processes") };
-    anstream::println!("{count} stopped; the supervisor with pid {pid} has ended");
-    Ok(ExitCode::SUCCESS)
+    Ok((up, pid))
 }
 
 /// Becomes the command. Returns only if that cannot be.

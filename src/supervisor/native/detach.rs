@@ -27,6 +27,7 @@ use serde::Serialize;
 use super::EXIT_FAILED;
 use super::Failure;
 use super::UpArgs;
+use super::act;
 use super::block_on;
 use super::launch;
 use super::launch::BackgroundLog;
@@ -38,7 +39,6 @@ use super::waiting;
 use super::waiting::WaitError;
 use crate::common::os_reason::os_reason;
 use crate::supervisor::control::http_client::Caller;
-use crate::supervisor::control::messages::EndRequest;
 use crate::supervisor::project::Held;
 use crate::supervisor::project::Project;
 
@@ -118,9 +118,8 @@ fn wait(caller: &Caller, timeout: Duration, keep: bool) -> Result<(), Failure> {
         if keep {
             return Err(Failure::new(format!("{text}\neverything is left as it is (--keep)")));
         }
-        let stopped = caller.post::<EndRequest, ()>("/v1/end", &EndRequest { force: false }).await;
-        if let Err(error) = stopped {
-            tell(&format!("could not stop everything: {error}"));
+        if let Err(failure) = act::end(caller, false).await {
+            tell(&format!("could not stop everything: {}", failure.text));
         }
         Err(Failure { text, code: EXIT_FAILED })
     })

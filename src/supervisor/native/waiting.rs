@@ -26,6 +26,9 @@ use crate::supervisor::targets::glob;
 const POLL: Duration = Duration::from_millis(30);
 /// What is shown of a process that failed.
 const LINES_SHOWN: usize = 20;
+/// Nobody says of a process without a probe that it is ready: it has to live this long. A command that does not exist, or
+/// that refuses its flags, has ended by then.
+const SETTLED: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Args)]
 pub struct WaitArgs {
@@ -87,7 +90,9 @@ fn readiness(process: &ProcessStatus) -> Standing {
         },
         None => format!("it could not be started{why}"),
     };
+    let is_fresh = view.uptime_ms.is_some_and(|uptime| Duration::from_millis(uptime) < SETTLED);
     match view.state {
+        StateName::Running if is_fresh => Standing::Waits("it has only just started".to_owned()),
         StateName::Ready | StateName::Running | StateName::Disabled => Standing::Done,
         StateName::Failed => Standing::Never(ended()),
         StateName::Flapping => Standing::Never(format!("it ends again and again{why}")),
@@ -210,5 +215,25 @@ async fn until_exited(caller: &Caller, args: &WaitArgs) -> Result<ExitCode, Fail
             return Err(Failure { text: format!("still up: {}", alive.join(", ")), code: EXIT_TIMEOUT });
         }
         tokio::time::sleep(POLL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::table::sample;
+    use super::*;
+
+    #[test]
+    fn who_says_nothing_counts_as_up_once_it_has_lived_a_moment() {
+        let stands = |state, uptime_ms| {
+            let mut process = sample("a", state);
+            process.view.uptime_ms = uptime_ms;
+            readiness(&process)
+        };
+        assert_eq!(stands(StateName::Running, Some(10)), Standing::Waits("it has only just started".to_owned()));
+        assert_eq!(stands(StateName::Running, Some(300)), Standing::Done);
+        assert_eq!(stands(StateName::Ready, Some(10)), Standing::Done, "it has said so");
+        assert_eq!(stands(StateName::Exited, None), Standing::Done);
+        assert!(matches!(stands(StateName::Failed, None), Standing::Never(_)));
     }
 }

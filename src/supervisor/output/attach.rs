@@ -263,7 +263,9 @@ mod tests {
         tokio::spawn(async move { tokio::io::copy(&mut seen, &mut tokio::io::sink()).await });
         send.send(b"unsent\x1drest".to_vec()).await.unwrap();
         assert_eq!(talking.await.unwrap().unwrap(), Ended::Detached);
-        serving.await.unwrap().unwrap();
+        // An answer may have been on its way to whoever has left.
+        let served = serving.await.unwrap();
+        assert!(served.is_ok() || served.is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe));
         assert!(child.try_wait().unwrap().is_none(), "who leaves ends nothing");
         child.kill().unwrap();
         child.wait().unwrap();

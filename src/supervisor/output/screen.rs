@@ -159,7 +159,7 @@ mod tests {
             if inner.1.is_multiple_of(2) {
                 return Err(ErrorKind::WouldBlock.into());
             }
-            let count = bytes.len().min(1000);
+            let count = bytes.len().min(50_000);
             inner.0.extend_from_slice(&bytes[..count]);
             Ok(count)
         }
