@@ -145,12 +145,12 @@ async fn printed(etcdctl: &Path, member: &Member, words: &[&str], bytes: usize) 
     let running = Running::start(etcdctl, &words, &[]);
     until_watchers(member, before + 1).await;
     let mut kv = KvClient::new(member.connect().await.expect("a connection"));
-    for (key, value) in [("w1", "one"), ("w2", "two \"quoted\"\n"), ("w1", ""), ("other", "x")] {
+    for (key, value) in [("w1", "one"), ("w2", "two\n\"quoted\""), ("w1", ""), ("other", "x")] {
         put(&mut kv, key, value).await.expect("a put");
     }
     let all = DeleteRangeRequest { key: "w".into(), range_end: "x".into(), ..Default::default() };
     kv.delete_range(all).await.expect("a deletion");
-    // The deletion of all ends every one of these.
+    // The deletion of all ends every one of these, and w2's value looks nowhere like an end.
     let is_whole = |out: &[u8]| {
         let text = String::from_utf8_lossy(out);
         text.matches("DELETE").count() >= deletions(&words) && (text.ends_with("\n\n") || text.ends_with("\"\"\n"))

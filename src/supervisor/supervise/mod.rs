@@ -588,7 +588,8 @@ impl Supervisor {
         }
     }
 
-    fn spawn(&mut self, index: usize) {
+    /// A new start of the process, or of one of its hooks in its place.
+    fn launch(&mut self, index: usize, hook: Option<Hook>) -> Launch {
         let tag = self.guardian.tag();
         let slot = &mut self.slots[index];
         slot.mark = tag.mark(index, slot.process.generation);
@@ -596,22 +597,35 @@ impl Supervisor {
         slot.asked.clear();
         let mut environment = slot.environment.clone();
         environment.push((orphans::VARIABLE.to_owned(), tag.value(&slot.mark)));
-        if let Some(notify) = &slot.notify {
+        let (command, feed) = match hook {
+            None => (slot.whole_command(), slot.feed.clone()),
+            Some(hook) => {
+                (slot.settings.hook(hook).cloned().unwrap_or_default(), slot.feed.clone().with_terminal(false))
+            }
+        };
+        // What a hook has to say is no word of the process.
+        if let Some(notify) = slot.notify.as_ref().filter(|_| hook.is_none()) {
             environment.push((notify::VARIABLE.to_owned(), notify.address().to_owned()));
         }
-        // Before there can be any.
-        let lines = self.output.store().follow(std::slice::from_ref(&slot.process.name));
-        let launch = Launch {
+        Launch {
             index,
             generation: slot.process.generation,
-            command: slot.whole_command(),
-            environment: environment.clone(),
+            command,
+            environment,
             cwd: slot.settings.cwd.clone(),
             mark: slot.mark.clone(),
-            feed: slot.feed.clone(),
+            feed,
             manner: self.rules.manner,
-            hook: None,
-        };
+            hook,
+        }
+    }
+
+    fn spawn(&mut self, index: usize) {
+        let launch = self.launch(index, None);
+        let environment = launch.environment.clone();
+        let slot = &mut self.slots[index];
+        // Before there can be any.
+        let lines = self.output.store().follow(std::slice::from_ref(&slot.process.name));
         let missing = slot.settings.cwd.as_ref().filter(|cwd| !cwd.is_dir());
         let spawned = match missing {
             Some(cwd) => Err(format!("chdir {}: not a directory", cwd.display())),
@@ -639,24 +653,8 @@ impl Supervisor {
 
     /// Starts a hook in the place of the process: its events are the process's.
     fn spawn_hook(&mut self, index: usize, hook: Hook) {
-        let tag = self.guardian.tag();
+        let launch = self.launch(index, Some(hook));
         let slot = &mut self.slots[index];
-        slot.mark = tag.mark(index, slot.process.generation);
-        slot.request = None;
-        slot.asked.clear();
-        let mut environment = slot.environment.clone();
-        environment.push((orphans::VARIABLE.to_owned(), tag.value(&slot.mark)));
-        let launch = Launch {
-            index,
-            generation: slot.process.generation,
-            command: slot.settings.hook(hook).cloned().unwrap_or_default(),
-            environment,
-            cwd: slot.settings.cwd.clone(),
-            mark: slot.mark.clone(),
-            feed: slot.feed.clone().with_terminal(false),
-            manner: self.rules.manner,
-            hook: Some(hook),
-        };
         match child::spawn(launch, self.events.clone()) {
             Ok(group) => {
                 slot.group = Some(group);
