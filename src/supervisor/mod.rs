@@ -70,6 +70,7 @@ use crate::supervisor::output::painter::Style;
 use crate::supervisor::process::Process;
 use crate::supervisor::procfile::Entry;
 use crate::supervisor::procinfo::Listeners;
+use crate::supervisor::reload::Definition;
 use crate::supervisor::settings::Settings;
 use crate::supervisor::supervise::Ended;
 use crate::supervisor::supervise::ExitOn;
@@ -351,10 +352,16 @@ fn make_slots(
         let first = seen.iter().position(|(name, _)| *name == entry.name);
         let twin = first.filter(|first| seen[*first].1 == entry.place);
         seen.push((entry.name.clone(), entry.place));
-        let process = Process::new(entry.name, greeting, &settings, Instant::now());
-        let mut slot = Slot::new(process, entry.command, environment, feed);
-        slot.place = entry.place;
-        slot.port = flags.set_ports.then_some(port);
+        let process = Process::new(entry.name.clone(), greeting, &settings, Instant::now());
+        let definition = Definition {
+            name: entry.name,
+            command: entry.command,
+            environment,
+            settings: settings.clone(),
+            place: entry.place,
+            port: flags.set_ports.then_some(port),
+        };
+        let mut slot = Slot::new(process, definition, feed);
         slot.shadowed = first.is_some();
         slot.twin = twin;
         slot

@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Child;
 use std::process::Command;
+use std::process::ExitStatus;
 use std::process::Output;
 use std::process::Stdio;
 
@@ -107,6 +108,19 @@ pub fn is_alive(pid: &str) -> bool {
 
 pub async fn gone(pid: &str) {
     eventually("the child to be gone", async || if is_alive(pid) { Err(pid.to_owned()) } else { Ok(()) }).await;
+}
+
+/// How a supervisor ends whose output is read as by `head -1`: what it has started is gone by then.
+pub async fn ended_by_its_reader(personality: &str) -> ExitStatus {
+    let stack = Stack::new("a: echo $$ >pid; while :; do echo line; sleep 0.05; done\n");
+    let mut running = stack.start(personality, &["start"]);
+    let pid = stack.file("pid").await;
+    let mut out = running.0.stdout.take().expect("piped");
+    out.read_exact(&mut [0]).expect("a letter");
+    drop(out);
+    let status = running.0.wait().expect("it ends");
+    gone(&pid).await;
+    status
 }
 
 /// goreman's lines without their times, sorted: the order of different processes is chance.

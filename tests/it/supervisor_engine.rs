@@ -13,6 +13,7 @@ use quorate::supervisor::control::client::call;
 use crate::supervisor::Running;
 use crate::supervisor::Stack;
 use crate::supervisor::ended;
+use crate::supervisor::ended_by_its_reader;
 use crate::supervisor::gone;
 use crate::supervisor::is_alive;
 use crate::support::eventually;
@@ -308,16 +309,7 @@ async fn members_are_ready_by_every_probe() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_leaves_ends_everything() {
-    let stack = Stack::new("a: echo $$ >pid; while :; do echo line; sleep 0.05; done\n");
-    let mut running = stack.start("quorate", &["start"]);
-    let pid = stack.file("pid").await;
-    // As `head -1` does.
-    let mut out = running.0.stdout.take().expect("piped");
-    out.read_exact(&mut [0]).expect("a letter");
-    drop(out);
-    let status = running.0.wait().expect("it ends");
-    assert_eq!(status.code(), Some(1));
-    gone(&pid).await;
+    assert_eq!(ended_by_its_reader("quorate").await.code(), Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

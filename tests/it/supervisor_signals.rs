@@ -1,7 +1,6 @@
 //! Signals in and out: what each does to the supervisor, what children inherit, who is asked how often, and who kills whom
 //! when the supervisor or its guardian is killed (supervisor.md 4.2, 5.3, and traps 10, 14, 19 and 26).
 
-use std::io::Read;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::Child;
@@ -15,6 +14,7 @@ use nix::unistd::Pid;
 use crate::supervisor::Running;
 use crate::supervisor::Stack;
 use crate::supervisor::ended;
+use crate::supervisor::ended_by_its_reader;
 use crate::supervisor::gone;
 use crate::supervisor::is_alive;
 use crate::support::eventually;
@@ -230,14 +230,7 @@ async fn a_guardian_kills_who_is_listed_or_marked_and_nobody_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn as_goreman_a_reader_that_leaves_is_a_broken_pipe_and_a_full_device_is_nothing() {
     use std::os::unix::process::ExitStatusExt;
-    let stack = Stack::new("a: echo $$ >pid; while :; do echo line; sleep 0.05; done\n");
-    let mut running = stack.start("goreman", &["start"]);
-    let pid = stack.file("pid").await;
-    let mut out = running.0.stdout.take().expect("piped");
-    out.read_exact(&mut [0]).expect("a letter");
-    drop(out);
-    assert_eq!(running.0.wait().expect("it ends").signal(), Some(Signal::SIGPIPE as i32));
-    gone(&pid).await;
+    assert_eq!(ended_by_its_reader("goreman").await.signal(), Some(Signal::SIGPIPE as i32));
     let stack = Stack::new("a: echo one; touch done\n");
     let full = std::fs::File::options().write(true).open("/dev/full").expect("a device");
     let output = stack.command("goreman", &["start"]).stdout(full).output().expect("it runs");

@@ -447,7 +447,7 @@ impl Supervisor {
 
     /// The data directory that may be removed, or why none.
     fn removable(&self, index: usize) -> Result<PathBuf, String> {
-        let dir = self.slots[index].settings.data_dir.as_ref();
+        let dir = self.slots[index].definition.settings.data_dir.as_ref();
         let dir = dir.ok_or("its data directory is not known (# @name data-dir=…)")?;
         match std::env::current_dir().and_then(|own| Ok((own.canonicalize()?, dir.canonicalize()))) {
             Ok((own, Ok(found))) if own.starts_with(&found) => {

@@ -72,7 +72,6 @@ use crate::supervisor::process::millis;
 use crate::supervisor::reload::Definition;
 use crate::supervisor::settings::Hook;
 use crate::supervisor::settings::Probe;
-use crate::supervisor::settings::Settings;
 use crate::supervisor::supervise::actions::Answers;
 use crate::supervisor::supervise::actions::Task;
 use crate::supervisor::supervise::requests::Operation;
@@ -127,14 +126,10 @@ pub struct Rules {
 #[derive(Debug)]
 pub struct Slot {
     pub process: Process,
-    pub command: String,
-    pub environment: Vec<(String, String)>,
-    pub settings: Settings,
-    /// In the Procfile, from 0.
-    pub place: usize,
+    /// What it is to be from its next start on.
+    pub definition: Definition,
     /// Among those that are shown.
     pub rank: usize,
-    pub port: Option<u64>,
     /// Where it prints.
     pub feed: Feed,
     /// A second entry of the same name: listed, never started (supervisor.md 1.6).
@@ -162,15 +157,11 @@ pub struct Slot {
 }
 
 impl Slot {
-    pub fn new(process: Process, command: String, environment: Vec<(String, String)>, feed: Feed) -> Slot {
+    pub fn new(process: Process, definition: Definition, feed: Feed) -> Slot {
         Slot {
             process,
-            command,
-            environment,
-            settings: Settings::default(),
-            place: 0,
+            definition,
             rank: 0,
-            port: None,
             feed,
             shadowed: false,
             twin: None,
@@ -187,11 +178,9 @@ impl Slot {
             probing: None,
         }
     }
-}
 
-impl Slot {
     fn whole_command(&self) -> String {
-        self.appended.iter().fold(self.command.clone(), |command, words| format!("{command} {words}"))
+        self.appended.iter().fold(self.definition.command.clone(), |command, words| format!("{command} {words}"))
     }
 }
 
@@ -260,7 +249,7 @@ impl Supervisor {
         for (rank, slot) in slots.iter_mut().enumerate() {
             slot.rank = rank;
         }
-        let named: Vec<_> = slots.iter().map(|slot| (slot.process.name.as_str(), &slot.settings)).collect();
+        let named: Vec<_> = slots.iter().map(|slot| (slot.process.name.as_str(), &slot.definition.settings)).collect();
         Ok(Supervisor {
             rules,
             dependencies: Dependencies::of(&named)?,
@@ -432,7 +421,9 @@ impl Supervisor {
         let Event { index, generation, happened } = event;
         match happened {
             Happened::Input(Input::Emptied) => self.take_emptied(index, generation),
-            Happened::Input(Input::Notified) if matches!(self.slots[index].settings.ready, Some(Probe::SdNotify)) => {
+            Happened::Input(Input::Notified)
+                if matches!(self.slots[index].definition.settings.ready, Some(Probe::SdNotify)) =>
+            {
                 self.step(index, generation, Input::ProbePassed);
             }
             Happened::Input(input) => self.step(index, generation, input),
@@ -545,8 +536,8 @@ impl Supervisor {
                     child::signal_leader(leader, signal);
                 }
             }
-            Effect::ArmGrace => self.arm(index, slot.settings.grace, Happened::Input(Input::GraceOver)),
-            Effect::ArmReady => self.arm(index, slot.settings.timeout, Happened::Input(Input::ReadyTimeout)),
+            Effect::ArmGrace => self.arm(index, slot.definition.settings.grace, Happened::Input(Input::GraceOver)),
+            Effect::ArmReady => self.arm(index, slot.definition.settings.timeout, Happened::Input(Input::ReadyTimeout)),
             Effect::ArmBackoff(wait) => self.arm(index, wait, Happened::Input(Input::BackoffOver)),
             Effect::Say(text) => slot.feed.say(&text),
             Effect::Ended { exit, asked } => slot.feed.say(&self.words_of_end(&slot.process, exit, asked)),
@@ -562,7 +553,7 @@ impl Supervisor {
                 }
             }
             Effect::Finished(exit) => {
-                if self.rules.exit_on.any_exit && !slot.settings.can_exit {
+                if self.rules.exit_on.any_exit && !slot.definition.settings.can_exit {
                     self.end_because(index, exit.to_string(), Some(exit));
                 }
             }
@@ -595,13 +586,14 @@ impl Supervisor {
         slot.mark = tag.mark(index, slot.process.generation);
         slot.request = None;
         slot.asked.clear();
-        let mut environment = slot.environment.clone();
+        let mut environment = slot.definition.environment.clone();
         environment.push((orphans::VARIABLE.to_owned(), tag.value(&slot.mark)));
         let (command, feed) = match hook {
             None => (slot.whole_command(), slot.feed.clone()),
-            Some(hook) => {
-                (slot.settings.hook(hook).cloned().unwrap_or_default(), slot.feed.clone().with_terminal(false))
-            }
+            Some(hook) => (
+                slot.definition.settings.hook(hook).cloned().unwrap_or_default(),
+                slot.feed.clone().with_terminal(false),
+            ),
         };
         // What a hook has to say is no word of the process.
         if let Some(notify) = slot.notify.as_ref().filter(|_| hook.is_none()) {
@@ -612,7 +604,7 @@ impl Supervisor {
             generation: slot.process.generation,
             command,
             environment,
-            cwd: slot.settings.cwd.clone(),
+            cwd: slot.definition.settings.cwd.clone(),
             mark: slot.mark.clone(),
             feed,
             manner: self.rules.manner,
@@ -626,7 +618,7 @@ impl Supervisor {
         let slot = &mut self.slots[index];
         // Before there can be any.
         let lines = self.output.store().follow(std::slice::from_ref(&slot.process.name));
-        let missing = slot.settings.cwd.as_ref().filter(|cwd| !cwd.is_dir());
+        let missing = slot.definition.settings.cwd.as_ref().filter(|cwd| !cwd.is_dir());
         let spawned = match missing {
             Some(cwd) => Err(format!("chdir {}: not a directory", cwd.display())),
             None => child::spawn(launch, self.events.clone()).map_err(|error| words_of_spawn(&error)),
@@ -638,7 +630,7 @@ impl Supervisor {
                 self.journal.record(Some(&slot.process.name), what);
                 self.guardian.watch(group);
                 if self.rules.manner == Manner::Native {
-                    let port = slot.port.map(|port| format!(", on port {port}")).unwrap_or_default();
+                    let port = slot.definition.port.map(|port| format!(", on port {port}")).unwrap_or_default();
                     slot.feed.say(&format!("{} started, pid {group}{port}", slot.process.name));
                 }
                 self.observe(index, group, environment, lines);
@@ -661,7 +653,7 @@ impl Supervisor {
                 let what = What::Hook { hook: hook.to_string(), pid: group.as_raw() };
                 self.journal.record(Some(&slot.process.name), what);
                 self.guardian.watch(group);
-                let wait = slot.settings.hook_timeout;
+                let wait = slot.definition.settings.hook_timeout;
                 self.arm(index, wait, Happened::Input(Input::HookTimeout(hook)));
             }
             Err(error) => {
@@ -679,7 +671,7 @@ impl Supervisor {
             notify.expect(generation, group.as_raw(), &slot.mark);
         }
         let subject = Subject { index, generation, group, mark: slot.mark.clone(), environment };
-        slot.probing = Probing::start(&slot.settings, subject, lines, self.events.clone());
+        slot.probing = Probing::start(&slot.definition.settings, subject, lines, self.events.clone());
     }
 
     /// Sends something to ourselves after a while, for this start of a process.
@@ -765,7 +757,7 @@ impl Supervisor {
             // A shell lets its background children ignore SIGINT.
             Manner::Native => Signal::SIGTERM,
         };
-        self.slots[index].settings.stop.unwrap_or(usual)
+        self.slots[index].definition.settings.stop.unwrap_or(usual)
     }
 
     /// Moves everything as far as it goes: what one does may be what another waits for.

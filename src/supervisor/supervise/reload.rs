@@ -40,37 +40,22 @@ pub type Planned = oneshot::Sender<Result<Vec<Step>, String>>;
 impl Slot {
     /// The place of a process that was never started.
     pub fn of(definition: Definition, output: &Output) -> Slot {
-        let feed = output.feed(definition.place, &definition.name);
+        let feed = output.feed(definition.place, &definition.name).with_terminal(definition.settings.tty);
         let process = Process::new(definition.name.clone(), None, &definition.settings, Instant::now());
-        let mut slot = Slot::new(process, String::new(), Vec::new(), feed);
-        slot.define(definition);
-        slot
+        Slot::new(process, definition, feed)
     }
 
     /// What it is to be from its next start on.
     pub(super) fn define(&mut self, definition: Definition) {
-        let Definition { name: _, command, environment, settings, place, port } = definition;
-        self.process.redefine(&settings);
-        self.feed = self.feed.clone().seen_at(place).with_terminal(settings.tty);
-        self.command = command;
-        self.environment = environment;
-        self.settings = settings;
-        self.place = place;
-        self.port = port;
+        self.process.redefine(&definition.settings);
+        self.feed = self.feed.clone().seen_at(definition.place).with_terminal(definition.settings.tty);
+        self.definition = definition;
     }
 
     fn standing(&self) -> Standing {
-        let definition = Definition {
-            name: self.process.name.clone(),
-            command: self.command.clone(),
-            environment: self.environment.clone(),
-            settings: self.settings.clone(),
-            place: self.place,
-            port: self.port,
-        };
         let is_idle = matches!(self.process.state(), State::Down(Down::Idle | Down::Disabled));
         let is_stopped = (is_idle || self.is_to_stop()) && !self.is_to_start();
-        Standing { definition, is_stopped }
+        Standing { definition: self.definition.clone(), is_stopped }
     }
 }
 

@@ -31,8 +31,8 @@ impl Slot {
         let ready = process.ready_at.zip(process.started_at).filter(|_| alive);
         ProcessView {
             name: process.name.clone(),
-            place: self.place,
-            command: self.command.clone(),
+            place: self.definition.place,
+            command: self.definition.command.clone(),
             // Between the two halves of a restart it waits for its next start.
             state: if restart_due.is_some() { StateName::Backoff } else { process.state_name() },
             state_ms: millis(now.saturating_duration_since(process.since)),
@@ -47,7 +47,7 @@ impl Slot {
             restarts: process.generation.saturating_sub(1),
             last_exit: process.last.as_ref().map(|last| last_exit(last, now)),
             next_start_ms: next_start,
-            port: self.port,
+            port: self.definition.port,
             why: self.why(),
         }
     }
